@@ -1,0 +1,1 @@
+"""rayburst: an elastic ML platform on Ray."""

@@ -1,0 +1,87 @@
+"""Every exception rayburst raises.
+
+RayburstError
+├── SpecError               a fleet file that cannot be used; says file, line, column
+├── FleetError              the fleet is not in the state the call needs
+│   ├── FleetExistsError    a fleet of this name is already up
+│   ├── FleetNotFoundError  no fleet of this name here
+│   ├── FleetBrokenError    a part of the fleet is dead or its state file cannot be read
+│   └── StartError          a part of the fleet did not start
+├── NodeNotFoundError       no such node in the fleet
+├── PoolError               a pool could not do what was asked of it
+├── JobError                a job could not be submitted, or failed
+├── DeployError             a Serve application did not become healthy
+├── StoreError              the object store refused or could not be reached
+│   ├── ObjectNotFoundError no object at this key
+│   └── ObjectExistsError   a conditional write lost: the object is already there
+├── CheckpointError         a checkpoint is missing, damaged or belongs elsewhere
+└── DataError               training or request data that cannot be used
+
+A message says what was given, what is allowed, and the corrected call.
+"""
+
+from __future__ import annotations
+
+
+class RayburstError(Exception):
+    """Base of all errors that rayburst raises on purpose."""
+
+
+class SpecError(RayburstError):
+    """A fleet file cannot be used."""
+
+
+class FleetError(RayburstError):
+    """The fleet is not in the state that the call needs."""
+
+
+class FleetExistsError(FleetError):
+    """A fleet of this name is already up."""
+
+
+class FleetNotFoundError(FleetError):
+    """No fleet of this name is known here."""
+
+
+class FleetBrokenError(FleetError):
+    """A part of the fleet is dead, or its state on disk cannot be read."""
+
+
+class StartError(FleetError):
+    """A part of the fleet did not start."""
+
+
+class NodeNotFoundError(RayburstError):
+    """The fleet has no such node."""
+
+
+class PoolError(RayburstError):
+    """A pool could not do what was asked of it."""
+
+
+class JobError(RayburstError):
+    """A job could not be submitted, or it failed."""
+
+
+class DeployError(RayburstError):
+    """A Serve application did not become healthy."""
+
+
+class StoreError(RayburstError):
+    """The object store refused, or could not be reached."""
+
+
+class ObjectNotFoundError(StoreError):
+    """No object at this key."""
+
+
+class ObjectExistsError(StoreError):
+    """A conditional write lost: the object is already there."""
+
+
+class CheckpointError(RayburstError):
+    """A checkpoint is missing, damaged or belongs elsewhere."""
+
+
+class DataError(RayburstError):
+    """Training or request data cannot be used."""
