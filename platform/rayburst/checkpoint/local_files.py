@@ -1,0 +1,62 @@
+"""Atomic, durable objects on a local file system.
+
+A write goes to a staging file beside the target, is synced, and takes the target's name in one
+step. Staging files end in `#` and digits, which the client leaves out of every list. After a
+power cut an object is whole or absent.
+
+Deliberately does not know about retries: a local error is final.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["put_file", "staging_files"]
+
+_serial = itertools.count()
+_STAGING = re.compile(r"#\d+$")
+
+
+def put_file(target: Path, data: bytes | memoryview, *, if_absent: bool) -> None:
+    """Write `data` as the file `target`. FileExistsError if `if_absent` and it is there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.with_name(f"{target.name}#{os.getpid()}{next(_serial):06d}")
+    try:
+        _write_synced(staging, memoryview(data).cast("B"))
+        if if_absent:
+            os.link(staging, target)
+        else:
+            staging.replace(target)
+    finally:
+        staging.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def staging_files(root: Path) -> Iterator[Path]:
+    """Left-overs of writers that were killed, and files of writers at work."""
+    for path in root.rglob("*"):
+        if _STAGING.search(path.name):
+            yield path
+
+
+def _write_synced(path: Path, data: memoryview) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        done = 0
+        while done < len(data):
+            done += os.write(descriptor, data[done:])
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

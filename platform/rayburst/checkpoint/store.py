@@ -1,0 +1,244 @@
+"""One object store client for S3 (any endpoint), Google Cloud, Azure and local disk.
+
+`ObjectStore.open("s3://bucket/prefix")` and then `put`, `get`, `list`, `delete` by key. Endpoint
+and credentials come from the environment or the instance role, as obstore reads them
+(`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...); they never appear in a message or a pickle.
+
+Calls block, release the GIL and may be made from many threads. Throttling, server errors and
+broken connections are retried with exponential backoff and jitter; every request has a time-out.
+Over plain http the payload is signed, so the server refuses bytes that changed on the way; over
+https TLS does that and the hash is saved.
+
+It deliberately does not know what a checkpoint is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, from_url
+
+from rayburst.checkpoint._store_errors import translate
+from rayburst.checkpoint.local_files import put_file
+from rayburst.errors import ObjectNotFoundError, StoreError
+
+__all__ = ["ObjectInfo", "ObjectStore", "StoreOptions"]
+
+_REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
+_ALLOWED = "s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, file:///folder, /folder"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreOptions:
+    """Patience of the client. `retry_s` bounds one call with all its retries."""
+
+    connect_timeout_s: float = 5.0
+    request_timeout_s: float = 120.0
+    read_timeout_s: float = 60.0
+    retries: int = 10
+    retry_s: float = 180.0
+    backoff_first_s: float = 0.1
+    backoff_most_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("connect_timeout_s", "request_timeout_s", "read_timeout_s", "retry_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"StoreOptions({name}={getattr(self, name)}): must be above 0")
+        if self.retries < 0:
+            raise ValueError(f"StoreOptions(retries={self.retries}): must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectInfo:
+    """One listed object; `key` is relative to the URI that was opened."""
+
+    key: str
+    size_bytes: int
+    modified: datetime
+
+
+class ObjectStore:
+    """Objects under one URI. Make it with `ObjectStore.open`.
+
+        store = ObjectStore.open("s3://models/runs")
+        store.put("a/b", b"bytes", if_absent=True)
+        store.get("a/b")
+
+    Errors: ObjectNotFoundError, ObjectExistsError, StoreError; each names the object.
+    """
+
+    def __init__(self, uri: str, backend: Any, prefix: str, root: Path | None, opts: StoreOptions):
+        self.uri = uri
+        self._backend = backend
+        self._prefix = prefix
+        self._root = root
+        self._options = opts
+
+    @classmethod
+    def open(cls, uri: str | os.PathLike[str], options: StoreOptions | None = None) -> ObjectStore:
+        """Open a bucket or folder. Sends no request; a missing bucket shows at the first call."""
+        opts = options or StoreOptions()
+        text = os.fspath(uri)
+        parts = urlsplit(text)
+        if parts.scheme in ("", "file"):
+            path = Path(parts.path if parts.scheme else text).expanduser().absolute()
+            clean = f"file://{path}" if parts.scheme else str(path)
+            return cls(clean, LocalStore(path, mkdir=True), "", path, opts)
+        if parts.username or parts.password:
+            raise StoreError(
+                f"{parts.scheme}://…@…: credentials do not belong in a URI; set them in the "
+                f"environment and open {parts.scheme}://{parts.hostname}{parts.path}"
+            )
+        if parts.scheme not in _REMOTE_SCHEMES or not parts.netloc:
+            raise StoreError(f"{text!r} is no object store URI. Allowed: {_ALLOWED}")
+        root = f"{parts.scheme}://{parts.netloc}"
+        prefix = parts.path.strip("/")
+        backend = _guard(root, lambda: _remote(root, parts.scheme, opts))
+        return cls(f"{root}/{prefix}".rstrip("/"), backend, prefix, None, opts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (ObjectStore.open, (self.uri, self._options))
+
+    def __repr__(self) -> str:
+        return f"ObjectStore({self.uri!r})"
+
+    @property
+    def local_root(self) -> Path | None:
+        """The folder on this machine, or None for a remote store."""
+        return self._root
+
+    def child(self, prefix: str) -> ObjectStore:
+        """The objects below `prefix`, over the same connections."""
+        part = prefix.strip("/")
+        inner = f"{self._prefix}/{part}".strip("/")
+        return ObjectStore(f"{self.uri}/{part}", self._backend, inner, self._root, self._options)
+
+    def get(self, key: str) -> bytes:
+        """The whole object."""
+        return bytes(self.get_buffer(key))
+
+    def get_buffer(self, key: str) -> memoryview:
+        """The whole object without a copy into Python bytes: for large ones."""
+        path = self._path(key)
+        return self._call(key, lambda: memoryview(obstore.get(self._backend, path).bytes()))
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start`; fewer only where the object ends before."""
+        if length == 0:
+            return b""
+        path = self._path(key)
+        return self._call(
+            key, lambda: bytes(obstore.get_range(self._backend, path, start=start, length=length))
+        )
+
+    def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> None:
+        """Write the object in one atomic step; readers see the old bytes or all of the new.
+
+        With `if_absent` exactly one of many concurrent writers succeeds and the others get
+        ObjectExistsError. A lost reply can make the winner see that error too: who must know
+        writes something unique and reads it back.
+        """
+        path = self._path(key)
+        if self._root is not None:
+            target = self._root / path
+            self._call(key, lambda: put_file(target, data, if_absent=if_absent))
+            return
+        mode: Any = "create" if if_absent else "overwrite"
+        self._call(
+            key, lambda: obstore.put(self._backend, path, data, mode=mode, use_multipart=False)
+        )
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Every object below the folder `prefix` ("a/b" lists a/b/c, not a/bc), in no order."""
+        where = self._path(prefix.strip("/")) if prefix.strip("/") else self._prefix
+        stream = self._call(prefix, lambda: obstore.list(self._backend, where, chunk_size=1000))
+        cut = len(self._prefix) + 1 if self._prefix else 0
+        while True:
+            page = self._call(prefix, lambda: next(stream, None))
+            if page is None:
+                return
+            for item in page:
+                yield ObjectInfo(
+                    key=item["path"][cut:],
+                    size_bytes=item["size"],
+                    modified=item["last_modified"],
+                )
+
+    def delete(self, key: str) -> None:
+        """Remove the object; one that is not there is fine."""
+        path = self._path(key)
+        try:
+            self._call(key, lambda: obstore.delete(self._backend, path))
+        except ObjectNotFoundError:
+            return
+
+    def exists(self, key: str) -> bool:
+        """Whether the object is there."""
+        return self.size(key) is not None
+
+    def size(self, key: str) -> int | None:
+        """Bytes of the object, or None where there is none."""
+        path = self._path(key)
+        try:
+            return int(self._call(key, lambda: obstore.head(self._backend, path))["size"])
+        except ObjectNotFoundError:
+            return None
+
+    def _path(self, key: str) -> str:
+        if not key or key.startswith("/") or ".." in key.split("/"):
+            raise StoreError(
+                f"{key!r} is no key: use names joined by '/', as in 'runs/a/meta.json'"
+            )
+        return f"{self._prefix}/{key}" if self._prefix else key
+
+    def _call(self, key: str, action: Callable[[], T]) -> T:
+        return _guard(f"{self.uri}/{key}", action)
+
+
+def _guard(name: str, action: Callable[[], T]) -> T:
+    try:
+        return action()
+    except (BaseError, OSError, ValueError) as error:
+        # `from None`: the client's own text can quote a signed request
+        raise translate(name, error) from None
+
+
+def _remote(root: str, scheme: str, opts: StoreOptions) -> Any:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    plain = scheme.startswith("s3") and endpoint.startswith("http://")
+    client: dict[str, Any] = {
+        "connect_timeout": timedelta(seconds=opts.connect_timeout_s),
+        "timeout": timedelta(seconds=opts.request_timeout_s),
+        "read_timeout": timedelta(seconds=opts.read_timeout_s),
+    }
+    extra: dict[str, Any] = {}
+    if scheme.startswith("s3"):
+        extra["unsigned_payload"] = not plain
+        if endpoint:
+            extra["endpoint"] = endpoint
+    if plain or os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true":
+        client["allow_http"] = True
+    build: Any = from_url  # its overloads know each scheme's options apart; here they are mixed
+    return build(
+        root,
+        client_options=client,
+        retry_config={
+            "max_retries": opts.retries,
+            "retry_timeout": timedelta(seconds=opts.retry_s),
+            "backoff": {
+                "init_backoff": timedelta(seconds=opts.backoff_first_s),
+                "max_backoff": timedelta(seconds=opts.backoff_most_s),
+                "base": 2,
+            },
+        },
+        **extra,
+    )
