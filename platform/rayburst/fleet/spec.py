@@ -3,38 +3,30 @@
     spec = FleetSpec.load(Path("cluster_configs/local.yaml"))
     spec.pool("rack").max_hosts
 
-Files use short keys with units (`memory: 2GiB`, `price: 0.35 USD/h`, `hosts: {min: 0, max: 2}`);
-attributes carry the unit in their name (`memory_bytes`, `price_usd_per_hour`, `max_hosts`). Code
-that builds a spec uses the attribute names and plain numbers.
+Files use short keys with units (`memory: 2GiB`, `price: 0.35 USD/h`, `idle_timeout: 60s`);
+attributes carry the unit in their name (`memory_bytes`, `price_usd_per_hour`, `idle_timeout_s`).
+Code that builds a spec uses the attributes' names and plain numbers.
 Deliberately does not know: Ray, what a market costs today, whether hosts exist.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from typing import Any, Literal, Self
 
-from pydantic import (
-    AliasPath,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    Strict,
-    ValidationInfo,
-    WithJsonSchema,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from rayburst.errors import SpecError
-from rayburst.fleet import specfile, units
+from rayburst.fleet import fields, problems, specfile
+from rayburst.fleet.problems import Find, wrong
 
 POOL_KINDS = ("process",)
+_POOL = (
+    "{name: rack, kind: process, market: on-prem, shape: {cpus: 1, memory: 2GiB}, hosts: {max: 2}}"
+)
+HEAD = "head"  # the name of the head's node type, so no pool may have it
 
 
 class Market(StrEnum):
@@ -45,79 +37,6 @@ class Market(StrEnum):
     ON_DEMAND = "on-demand"
 
 
-def wrong(why: str, fix: str | None = None) -> PydanticCustomError:
-    """A problem with what is allowed and, where one is clear, the value to write instead."""
-    return PydanticCustomError("rayburst", "{why}", {"why": why, "fix": fix})
-
-
-def _quantity(read: Callable[[object], float | None]) -> BeforeValidator:
-    """Files need the unit; code passes plain numbers, the attribute's name carries the unit."""
-
-    def check(given: object, info: ValidationInfo) -> object:
-        if not specfile.from_file(info) and not isinstance(given, str):
-            return given
-        try:
-            return read(given)
-        except units.UnitError as error:
-            raise wrong(error.why, error.fix) from None
-
-    return BeforeValidator(check)
-
-
-def _kind(given: object) -> object:
-    if given in POOL_KINDS:
-        return given
-    raise wrong(f"this version has pools of kind {', '.join(POOL_KINDS)}", POOL_KINDS[0])
-
-
-def _named(what: str, pattern: str) -> BeforeValidator:
-    def check(given: object) -> object:
-        if not isinstance(given, str):
-            raise wrong(f"{what} is text; put it in quotes", f'"{specfile.scalar(given)}"')
-        if re.fullmatch(pattern, given) is None:
-            raise wrong(f"{what} fits {pattern}", _slug(given, pattern))
-        return given
-
-    return BeforeValidator(check)
-
-
-def _slug(given: str, pattern: str) -> str | None:
-    meant = re.sub(r"[^a-z0-9]+", "-", given.lower()).strip("-")
-    return meant if re.fullmatch(pattern, meant) else None
-
-
-_NAME = r"[a-z](?:[a-z0-9-]{0,38}[a-z0-9])?"
-_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"  # what Ray takes as a label's value
-
-Name = Annotated[str, Field(pattern=f"^{_NAME}$"), _named("a name", _NAME)]
-Label = Annotated[str, Field(pattern=f"^{_LABEL}$"), _named("a label", _LABEL)]
-Count = Annotated[int, Strict(), Field(ge=0, le=100_000)]
-_Memory = Annotated[
-    int,
-    Field(gt=0),
-    _quantity(units.memory_bytes),
-    WithJsonSchema({"type": "string", "pattern": units.MEMORY_PATTERN, "examples": ["2GiB"]}),
-]
-_Duration = Annotated[
-    float,
-    Field(ge=0, allow_inf_nan=False),
-    _quantity(units.duration_s),
-    WithJsonSchema({"type": "string", "pattern": units.DURATION_PATTERN, "examples": ["60s"]}),
-]
-_Money = Annotated[
-    float | None,
-    Field(ge=0, allow_inf_nan=False),
-    _quantity(units.money_usd),
-    WithJsonSchema({"type": "string", "pattern": units.MONEY_PATTERN, "examples": ["5 USD"]}),
-]
-_Rate = Annotated[
-    float | None,
-    Field(ge=0, allow_inf_nan=False),
-    _quantity(units.rate_usd_per_hour),
-    WithJsonSchema({"type": "string", "pattern": units.RATE_PATTERN, "examples": ["0.35 USD/h"]}),
-]
-
-
 class _Part(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True
@@ -125,77 +44,186 @@ class _Part(BaseModel):
 
 
 class HeadSpec(_Part):
-    """The node that runs Ray's head and our agent."""
+    """The node that runs Ray's head and rayburst's agent."""
 
-    cpus: Count = Field(default=0, description="CPUs the head offers to work; 0 keeps work off it")
+    cpus: fields.Count = Field(default=0, description="CPUs the head gives to work; 0: none")
 
 
 class Shape(_Part):
     """What one host of a pool has."""
 
-    cpus: Annotated[int, Strict(), Field(ge=1, le=10_000)] = Field(description="CPUs of a host")
-    memory_bytes: _Memory = Field(validation_alias="memory", description="memory of a host")
-    gpus: Annotated[int, Strict(), Field(ge=0, le=1_000)] = Field(
-        default=0, description="GPUs of a host"
+    cpus: fields.AtLeastOne = Field(description="CPUs of one host")
+    memory_bytes: fields.Memory = Field(validation_alias="memory", description="memory of one host")
+    gpus: fields.Count = Field(default=0, description="GPUs of one host")
+    accelerator: fields.Label | None = Field(
+        default=None, description="the GPUs' type, as Ray calls it", examples=["A100"]
     )
-    accelerator: Label | None = Field(default=None, description="GPU type as Ray calls it: A100")
 
-    @model_validator(mode="after")
-    def _accelerator_needs_gpus(self) -> Self:
-        if self.accelerator is not None and self.gpus == 0:
-            raise wrong(f"accelerator {self.accelerator} needs gpus: 1 or more beside it")
-        return self
+    @field_validator("accelerator")
+    @classmethod
+    def _accelerator_needs_gpus(cls, given: str | None, info: ValidationInfo) -> str | None:
+        if given is not None and info.data.get("gpus", 1) == 0:
+            raise wrong("an accelerator needs gpus: 1 or more beside it")
+        return given
+
+
+class Hosts(_Part):
+    """How many hosts a pool may have."""
+
+    min: fields.Count = Field(default=0, description="hosts that always run")
+    max: fields.Count = Field(description="hosts at the most", examples=[2])
+
+    @field_validator("max")
+    @classmethod
+    def _max_from_min(cls, given: int, info: ValidationInfo) -> int:
+        if given < (least := info.data.get("min", 0)):
+            raise wrong(f"max is min ({least}) or more", str(least))
+        return given
 
 
 class PoolSpec(_Part):
-    """Hosts of one kind, place and market."""
+    """Hosts of one kind, place and market. Ray sees one node type of the pool's name."""
 
-    name: Name = Field(description="also the name of Ray's node type")
-    kind: Annotated[Literal["process"], BeforeValidator(_kind)] = Field(
-        description="process: every host is a Ray node on this machine"
+    name: fields.Name = Field(description="the pool's name; also Ray's node type")
+    kind: Literal["process"] = Field(
+        description="where hosts come from; process: Ray nodes on this machine",
+        examples=["process"],
     )
-    market: Market = Field(description="how hosts are paid for")
-    shape: Shape
-    zone: Label | None = Field(default=None, description="rack or availability zone")
-    region: Label | None = Field(default=None, description="cloud region")
-    price_usd_per_hour: _Rate = Field(
-        default=None, validation_alias="price", description="price of one host, or unknown"
+    market: Market = Field(
+        description="how hosts are paid for; on-prem is asked first, then spot; on-demand only "
+        "for work that asks for it",
+        examples=["spot"],
     )
-    min_hosts: Count = Field(default=0, validation_alias=AliasPath("hosts", "min"))
-    max_hosts: Count = Field(validation_alias=AliasPath("hosts", "max"))
+    shape: Shape = Field(examples=["{cpus: 1, memory: 2GiB}"])
+    zone: fields.Label | None = Field(
+        default=None, description="rack or availability zone", examples=["rack-1"]
+    )
+    region: fields.Label | None = Field(
+        default=None, description="cloud region; one for all pools", examples=["us-east-1"]
+    )
+    price_usd_per_hour: fields.Rate = Field(
+        default=None, validation_alias="price", description="price of one host for one hour"
+    )
+    hosts: Hosts = Field(description="how many", examples=["{min: 0, max: 2}"])
 
-    @model_validator(mode="after")
-    def _min_within_max(self) -> Self:
-        if self.min_hosts > self.max_hosts:
-            raise wrong(f"hosts.min {self.min_hosts} is above hosts.max {self.max_hosts}")
-        return self
+    @property
+    def min_hosts(self) -> int:
+        """Hosts that always run."""
+        return self.hosts.min
+
+    @property
+    def max_hosts(self) -> int:
+        """Hosts at the most."""
+        return self.hosts.max
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fold_hosts(cls, given: Any, info: ValidationInfo) -> Any:
+        """Code may pass min_hosts and max_hosts as it reads them."""
+        if problems.from_file(info) or not isinstance(given, dict) or "max_hosts" not in given:
+            return given
+        hosts = {"min": given.get("min_hosts", 0), "max": given["max_hosts"]}
+        return {k: v for k, v in given.items() if k[4:] != "hosts"} | {"hosts": hosts}
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _known_kind(cls, given: object) -> object:
+        if given not in POOL_KINDS:
+            raise wrong(
+                f"this version has pools of kind {', '.join(POOL_KINDS)}", allowed=POOL_KINDS
+            )
+        return given
+
+    @field_validator("market", mode="before")
+    @classmethod
+    def _known_market(cls, given: object) -> object:
+        known = [str(market) for market in Market]
+        if given not in known:
+            raise wrong(f"a market is one of {', '.join(known)}", allowed=known)
+        return given
+
+    @field_validator("name")
+    @classmethod
+    def _not_the_head(cls, given: str) -> str:
+        if given == HEAD:
+            raise wrong("this name belongs to the head node", "pool-1")
+        return given
 
 
 class Limits(_Part):
-    """What the fleet may spend and how long it waits."""
+    """What the fleet may spend, and how long it waits."""
 
-    budget_usd: _Money = Field(default=None, validation_alias="budget")
-    idle_timeout_s: _Duration = Field(default=60.0, validation_alias="idle_timeout")
-    drain_s: _Duration = Field(default=30.0, validation_alias="drain")
+    budget_usd: fields.Money | None = Field(
+        default=None,
+        validation_alias="budget",
+        description="all the fleet may cost; none if absent",
+    )
+    idle_timeout_s: fields.Duration = Field(
+        default=60.0, validation_alias="idle_timeout", description="idle hosts go after this"
+    )
+    drain_s: fields.Duration = Field(
+        default=30.0, validation_alias="drain", description="time that work has to leave a host"
+    )
 
 
 class ObjectStoreSpec(_Part):
-    """Where everything durable lives: a server that `rayburst up` starts, or an S3 bucket."""
+    """Where all that lasts is kept: a server that `rayburst up` starts, or an S3 bucket."""
 
-    kind: Literal["embedded", "s3"]
-    uri: str | None = None
-    endpoint: str | None = None
+    kind: Literal["embedded", "s3"] = Field(
+        description="embedded: a server on this machine; s3 (or just a uri): a bucket",
+        examples=["embedded"],
+    )
+    uri: fields.BucketUri | None = Field(default=None, description="bucket and folder")
+    endpoint: fields.Endpoint | None = Field(
+        default=None, description="server of the bucket, where it is not AWS"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _uri_means_s3(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "uri" in given:
+            return {"kind": "s3"} | given
+        return given
+
+    @model_validator(mode="after")
+    def _kind_fits_uri(self) -> Self:
+        if self.kind == "s3" and self.uri is None:
+            raise wrong("a store of kind s3 needs a uri", "{uri: s3://my-bucket/my-fleet}")
+        if self.kind == "embedded" and (self.uri or self.endpoint):
+            raise wrong("the embedded store has its own uri and endpoint", "{kind: embedded}")
+        return self
 
 
 class FleetSpec(_Part):
     """A whole fleet file."""
 
-    name: Name
-    region: Label | None = None
-    head: HeadSpec = HeadSpec()
-    pools: tuple[PoolSpec, ...]
-    limits: Limits = Limits()
-    object_store: ObjectStoreSpec
+    name: fields.Name = Field(description="the fleet's name", examples=["my-fleet"])
+    region: fields.Label | None = Field(
+        default=None, description="cloud region of the fleet", examples=["us-east-1"]
+    )
+    object_store: ObjectStoreSpec = Field(examples=["{kind: embedded}"])
+    limits: Limits = Field(default=Limits(), examples=["{idle_timeout: 60s, drain: 30s}"])
+    head: HeadSpec = Field(default=HeadSpec(), examples=["{cpus: 0}"])
+    pools: tuple[PoolSpec, ...] = Field(
+        description="where hosts come from",
+        examples=[f"[{_POOL}]"],
+        json_schema_extra={"minItems": 1},
+    )
+
+    @field_validator("pools")
+    @classmethod
+    def _one_pool_at_least(cls, given: tuple[PoolSpec, ...]) -> tuple[PoolSpec, ...]:
+        if not given:
+            raise wrong("a fleet has one pool or more")
+        return given
+
+    @model_validator(mode="after")
+    def _pools_fit_together(self, info: ValidationInfo) -> Self:
+        if problems.from_file(info):
+            return self  # there every find has its place, see parse()
+        for loc, why, _ in _across(self.model_dump()):
+            raise wrong(f"{'.'.join(map(str, loc))}: {why}")
+        return self
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -205,7 +233,7 @@ class FleetSpec(_Part):
     @classmethod
     def parse(cls, text: str, source: str = "<text>") -> Self:
         """Read the text of a fleet file; `source` names it in messages. Raises SpecError."""
-        return specfile.validate(cls, text, source)
+        return problems.validate(cls, text, source, _across)
 
     def pool(self, name: str) -> PoolSpec:
         """The pool of this name. Raises SpecError that lists the known ones."""
@@ -214,3 +242,27 @@ class FleetSpec(_Part):
                 return pool
         known = ", ".join(pool.name for pool in self.pools)
         raise SpecError(f"no pool {name!r} in fleet {self.name!r}; its pools: {known}")
+
+
+def default_path() -> Path:
+    """The fleet file that `rayburst up` takes when none is given: cluster_configs/local.yaml."""
+    return Path(__file__).with_name("local.yaml").resolve()
+
+
+def _across(data: Mapping[str, Any]) -> Iterator[Find]:
+    """What no single pool shows: two of one name, two regions. Bears data of any form."""
+    pools = data.get("pools")
+    first: dict[str, int] = {}
+    regions = [data["region"]] if isinstance(data.get("region"), str) else []
+    for index, pool in enumerate(pools if isinstance(pools, list | tuple) else []):
+        if not isinstance(pool, dict):
+            continue
+        name, region = pool.get("name"), pool.get("region")
+        if isinstance(name, str) and first.setdefault(name, index) != index:
+            loc = ("pools", index, "name")
+            yield loc, f"pools[{first[name]}] already has the name {name}", f"{name}-{index + 1}"
+        if isinstance(region, str):
+            regions.append(region)
+            if region != regions[0]:
+                why = f"a fleet is in one region, and {regions[0]} is named before {region}"
+                yield ("pools", index, "region"), why, regions[0]

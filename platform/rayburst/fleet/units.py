@@ -21,12 +21,14 @@ RATE_PATTERN = f"^(?:{NUMBER} USD/h|unknown)$"
 UNKNOWN = "unknown"
 
 _SPLIT = re.compile(rf"^\s*\$?\s*({NUMBER})\s*(.*?)\s*$", re.DOTALL)
-_MEANT_BYTES = {"m": "MiB", "g": "GiB", "t": "TiB"}
-_MEANT_SECONDS = {"s": "s", "m": "m", "h": "h", "d": "d"}
+_MEANT_BYTES = re.compile(r"([mgt])(?:i?b?|egabytes?|igabytes?|erabytes?)", re.IGNORECASE)
+_MEANT_SECONDS = re.compile(
+    r"(?:(s)(?:ecs?|econds?)?|(m)(?:ins?|inutes?)?|(h)(?:rs?|ours?)?|(d)(?:ays?)?)?", re.IGNORECASE
+)
 
 
 class UnitError(ValueError):
-    """A quantity that cannot be read; `why` says what is allowed, `fix` is the right way or None."""
+    """A quantity that cannot be read: `why` says what is allowed, `fix` is the right way."""
 
     def __init__(self, why: str, fix: str | None) -> None:
         super().__init__(why)
@@ -54,8 +56,9 @@ def duration_s(given: object) -> float:
         number, unit = _parts(text)
         return float(number) * _SECONDS[unit]
     number, unit = _parts(text)
-    meant = _MEANT_SECONDS.get(unit[:1].lower(), "s") if unit != "ms" else ""
-    fix = f"{number}{meant}" if number and meant else None
+    meant = _MEANT_SECONDS.fullmatch(unit) if number else None
+    letter = next((letter for letter in meant.groups() if letter), "s").lower() if meant else ""
+    fix = f"{number}{letter}" if letter else None
     raise UnitError("a time is one number with s, m, h or d (seconds, minutes, hours, days)", fix)
 
 
@@ -118,12 +121,14 @@ def _meant_memory(text: str) -> str | None:
     number, unit = _parts(text)
     if not number or float(number) == 0:
         return None
-    if unit[:1].lower() in _MEANT_BYTES:
-        return f"{number}{_MEANT_BYTES[unit[:1].lower()]}"
+    if meant := _MEANT_BYTES.fullmatch(unit):
+        return f"{number}{meant.group(1).upper()}iB"
     if unit.lower() not in ("", "b", "bytes"):
         return None
-    if unit or float(number) >= 2**20:  # so many can only be bytes
+    if float(number) >= 2**20:  # so many can only be bytes
         return written_bytes(math.ceil(float(number)))
+    if unit:
+        return None
     return f"{number}GiB" if float(number) < 512 else f"{number}MiB"
 
 
