@@ -1,0 +1,217 @@
+"""The report of `rayburst demo`: one self-contained HTML file.
+
+    html = render(report, node_events=events, run_log=log)
+
+`report` is the content of report.json, the other two are read from the fleet's object store.
+What they do not say is shown as unknown. The page loads nothing and runs no script.
+
+Drawn with own inline SVG. plotly was weighed: it brings zooming, but 4.5 MB of script a file,
+and its figures carry fixed colours, so light, dark and print each need another copy.
+matplotlib's SVG has the same fixed colours and turns text into outlines. Five small charts
+that share one time axis cost less than either, and native tool tips need no script.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+
+from rayburst.report import bars, headline, loss, marks, numbers, svg, timeline
+from rayburst.report.headline import Report, get
+from rayburst.report.history import Event, Interval, NodeLife, Run, ms, node_lives, read_run
+from rayburst.report.interruption import Interruption, read_interruption
+from rayburst.report.spend import spend, summed
+from rayburst.report.style import MARKETS, market_class, page
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Story:
+    """Everything the sections draw from, read once."""
+
+    report: Report
+    node_events: Sequence[Event]
+    run_log: Sequence[Event]
+    lives: Sequence[NodeLife]
+    run: Run
+    span: Interval
+    interruptions: Sequence[Interruption]
+
+
+def render(report: Report, *, node_events: Sequence[Event], run_log: Sequence[Event]) -> str:
+    """The whole page as HTML. Never fails for parts that are missing from `report`."""
+    told = [read_interruption(raw) for raw in report.get("interruptions") or ()]
+    story = _Story(
+        report=report,
+        node_events=node_events,
+        run_log=run_log,
+        lives=node_lives(node_events),
+        run=read_run(run_log),
+        span=_span(report, node_events, run_log),
+        interruptions=told,
+    )
+    sections = [
+        headline.header(report, nodes=len({life.node for life in story.lives}), interruptions=told),
+        headline.figures(report, told),
+        _timeline(story),
+        _loss(story),
+        _spend(story),
+        svg.el("div", _cost(story), _interruptions(story), cls="two"),
+        _footer(story),
+    ]
+    return page("rayburst demo", sections)
+
+
+def _span(report: Report, events: Sequence[Event], log: Sequence[Event]) -> Interval:
+    """From the first thing known to the last, in ms."""
+    times = [record["t"] for record in (*events, *log)]
+    for phase in report.get("phases") or ():
+        times += [phase["start"], phase["end"]]
+    started, wall = report.get("started"), report.get("wall_s")
+    if started is not None:
+        times += [started, started + (wall or 0.0)]
+    return (ms(min(times)), max(ms(max(times)), ms(min(times)) + 1000)) if times else (0, 1000)
+
+
+def _timeline(story: _Story) -> str:
+    report = story.report
+    if not story.lives:
+        return _section("Nodes", "", '<p class="quiet">No node events were recorded.</p>')
+    drawn = timeline.draw(
+        story.lives,
+        story.run,
+        span=story.span,
+        phases=[(str(p["name"]), ms(p["start"]), ms(p["end"])) for p in report.get("phases") or ()],
+        checkpoints=_checkpoints(story.run_log),
+        interruptions=story.interruptions,
+    )
+    words = "Every node from request to end; its seconds at the right. Training above them."
+    return _section("Nodes", words, _timeline_legend(story) + drawn)
+
+
+def _checkpoints(log: Sequence[Event]) -> list[int]:
+    """When checkpoints were saved, once each: as the lowest rank saw it."""
+    saved = [r for r in log if r["kind"] == "checkpoint"]
+    lowest = min((r["rank"] for r in saved), default=0)
+    return sorted(ms(r["t"]) for r in saved if r["rank"] == lowest)
+
+
+def _timeline_legend(story: _Story) -> str:
+    markets = {life.market for life in story.lives}
+    known = [m for m in MARKETS if m in markets] + sorted(markets - set(MARKETS))
+    items = [(bars.swatch({"cls": market_class(m)}), m or "market unknown") for m in known]
+    outline = svg.rect(2, 2, 16, 10, "paper", stroke="var(--quiet)", stroke_width="1.5")
+    items += [
+        (_sample(outline), "requested, starting"),
+        (bars.swatch({"fill": "url(#hatch-other)"}), "draining"),
+    ]
+    kinds = {i.kind for i in story.interruptions}
+    if "notice" in kinds:
+        items.append((_sample(marks.triangle_down(10, 8)), "notice"))
+    if "cut" in kinds:
+        items.append((_sample(marks.cross(10, 7)), "power cut"))
+    if story.run.window:
+        items += [
+            (bars.swatch({"cls": "stall"}), "training stands still"),
+            (_sample(marks.diamond(10, 7)), "checkpoint"),
+            (_sample(marks.triangle_right(6, 7)), "training goes on"),
+        ]
+    if any(s.redone for s in story.run.steps):
+        items.append((bars.swatch({"fill": "url(#hatch-lost)"}), "steps lost, computed again"))
+    return _legend(items)
+
+
+def _sample(mark: str) -> str:
+    return svg.el("svg", mark, viewBox="0 0 20 14", aria_hidden="true")
+
+
+def _legend(items: Sequence[tuple[str, str]]) -> str:
+    lines = [svg.el("li", mark + escape(words)) for mark, words in items]
+    return svg.el("ul", *lines, cls="legend")
+
+
+def _loss(story: _Story) -> str:
+    drawn = loss.draw(
+        story.run,
+        span=story.span,
+        validation=[
+            (ms(r["t"]), float(r["bits_per_byte"]))
+            for r in story.run_log
+            if r["kind"] == "validation"
+        ],
+        order0=get(story.report, "training", "order0_bits_per_byte"),
+        marks=[i.at_ms for i in story.interruptions if i.at_ms is not None],
+    )
+    words = (
+        "Line: training loss, mean over workers. Circles: validation on held-out text. "
+        "Dashed: an interruption. Same clock as above."
+    )
+    return _section("Loss", words, drawn)
+
+
+def _spend(story: _Story) -> str:
+    parts = spend(story.node_events, story.run_log, end=story.span[1] / 1000)
+    if not parts:
+        return ""
+    total = summed(parts)
+    share = numbers.percent(total["training"], sum(total.values()))
+    words = f"Each node-second counts once. {share} of them were training that lasted."
+    body = bars.spend_bars(parts) + bars.spend_table(parts)
+    return _section("What the node-seconds were spent on", words, body)
+
+
+def _cost(story: _Story) -> str:
+    usd = get(story.report, "cost", "usd")
+    other = get(story.report, "cost", "usd_if_on_demand")
+    held = get(story.report, "fleet", "node_seconds") or {}
+    rows = []
+    for market in MARKETS:
+        spent = held.get(market.replace("-", "_"))
+        rows.append((market, numbers.seconds(spent), _prices(story.lives, market)))
+    body = bars.cost_bars(usd, other) + bars.table(("market", "paid node time", "per hour"), rows)
+    return _section("Cost against all on-demand", "The same node-seconds, priced twice.", body)
+
+
+def _prices(lives: Sequence[NodeLife], market: str) -> str:
+    held = [life.price_usd_per_hour for life in lives if life.market == market]
+    if not held:
+        return "–"
+    known = sorted({price for price in held if price is not None})
+    if len(known) < len(set(held)):
+        return numbers.UNKNOWN
+    low, high = numbers.usd(known[0]), numbers.usd(known[-1])
+    return low if low == high else f"{low} to {high}"
+
+
+def _interruptions(story: _Story) -> str:
+    title = "What each interruption cost"
+    if not story.interruptions:
+        told = story.report.get("interruptions") is not None
+        return _section(title, "No node was taken away." if told else "Unknown.", "")
+    rows = [
+        (i.words, i.node, numbers.seconds(i.gap_s), numbers.grouped(i.steps_lost))
+        for i in story.interruptions
+    ]
+    words = "Gap: the longest time in which no worker finished a step."
+    return _section(title, words, bars.table(("what", "node", "gap", "steps lost"), rows))
+
+
+def _footer(story: _Story) -> str:
+    report = story.report
+    started = report.get("started")
+    when = (
+        numbers.UNKNOWN
+        if started is None
+        else datetime.fromtimestamp(started, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
+    )
+    versions = [f"{name} {v}" for name, v in (report.get("versions") or {}).items()]
+    run = str(get(report, "job", "run") or numbers.UNKNOWN)
+    job = str(get(report, "job", "id") or numbers.UNKNOWN)
+    words = [f"Started {when}", f"run {run}", f"job {job}", *versions]
+    return svg.el("footer", escape(" · ".join(words)))
+
+
+def _section(title: str, words: str, body: str) -> str:
+    under = f'<p class="quiet">{escape(words)}</p>' if words else ""
+    return svg.el("section", f"<h2>{escape(title)}</h2>", under, body)

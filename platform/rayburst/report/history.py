@@ -1,0 +1,242 @@
+"""What happened, as intervals: the lives of nodes, the tenures of workers, changeovers.
+
+Pure: reads node events and the run log as they stand in the object store and returns
+intervals in whole milliseconds since the epoch, so that sums over them are exact. It draws
+nothing and knows no prices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+Event = Mapping[str, Any]
+Interval = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeLife:
+    """One stay of a node in the fleet; a host that returns gets a new one."""
+
+    node: str
+    pool: str
+    market: str
+    price_usd_per_hour: float | None
+    requested_ms: int
+    up_ms: int | None = None
+    noticed_ms: int | None = None
+    draining_ms: int | None = None
+    gone_ms: int | None = None
+    why_gone: str = ""
+
+    def end_ms(self, horizon_ms: int) -> int:
+        """When it went, or the horizon while it is still there."""
+        return max(self.requested_ms, horizon_ms if self.gone_ms is None else self.gone_ms)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tenure:
+    """The time in which one rank's worker sat on one host."""
+
+    rank: int
+    host: str
+    world: int
+    start_ms: int
+    end_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One optimiser step of one rank. `redone`: its result was lost and computed again."""
+
+    rank: int
+    host: str
+    world: int
+    step: int
+    loss: float | None
+    start_ms: int
+    end_ms: int
+    redone: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A training run as intervals. `window` spans the first start to the last record."""
+
+    window: Interval | None
+    tenures: Sequence[Tenure]
+    steps: Sequence[Step]
+    changeovers: Sequence[Interval]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Era:
+    """A stretch of training at one world size, without a changeover in it."""
+
+    world: int
+    start_ms: int
+    end_ms: int
+
+
+def ms(t: float) -> int:
+    """Unix seconds to whole milliseconds."""
+    return round(t * 1000)
+
+
+def merged(intervals: Iterable[Interval]) -> list[Interval]:
+    """The union of intervals, sorted and disjoint; empty ones are dropped."""
+    result: list[Interval] = []
+    for start, end in sorted(i for i in intervals if i[1] > i[0]):
+        if result and start <= result[-1][1]:
+            result[-1] = (result[-1][0], max(result[-1][1], end))
+        else:
+            result.append((start, end))
+    return result
+
+
+def node_lives(events: Sequence[Event]) -> list[NodeLife]:
+    """The stays of all nodes, in the order in which they were requested.
+
+    Events about a node nobody requested (a host adopted, a log cut short) open a life at
+    the first event seen. Anything after `gone` opens the next life.
+    """
+    lives: list[NodeLife] = []
+    current: dict[str, int] = {}
+    for event in sorted(events, key=lambda e: e["t"]):
+        node, at = str(event["node"]), ms(event["t"])
+        index = current.get(node)
+        if index is None or (lives[index].gone_ms is not None and event["kind"] != "gone"):
+            index = current[node] = len(lives)
+            lives.append(_born(event, at))
+        lives[index] = _lived(lives[index], event, at)
+    return lives
+
+
+def _born(event: Event, at: int) -> NodeLife:
+    price = event.get("price_usd_per_hour")
+    return NodeLife(
+        node=str(event["node"]),
+        pool=str(event.get("pool", "")),
+        market=str(event.get("market", "")),
+        price_usd_per_hour=None if price is None else float(price),
+        requested_ms=at,
+    )
+
+
+def _lived(life: NodeLife, event: Event, at: int) -> NodeLife:
+    kind = event["kind"]
+    if kind == "up" and life.up_ms is None:
+        return replace(life, up_ms=at)
+    if kind == "notice" and life.noticed_ms is None:
+        return replace(life, noticed_ms=at)
+    if kind == "draining" and life.draining_ms is None:
+        return replace(life, draining_ms=at)
+    if kind == "gone" and life.gone_ms is None:
+        return replace(life, gone_ms=at, why_gone=str(event.get("why", "")))
+    return life
+
+
+def read_run(log: Sequence[Event]) -> Run:
+    """The run log as intervals; an empty log gives an empty run."""
+    records = sorted(log, key=lambda r: r["t"])
+    starts = [r for r in records if r["kind"] == "start"]
+    if not starts:
+        return Run(window=None, tenures=(), steps=(), changeovers=())
+    ended = [r["t"] for r in records if r["kind"] == "end"]
+    window = (ms(starts[0]["t"]), ms(max(ended) if ended else records[-1]["t"]))
+    tenures = _tenures(records, window[1])
+    steps = _steps(records, starts, window)
+    return Run(
+        window=window,
+        tenures=tenures,
+        steps=steps,
+        changeovers=_changeovers(steps, starts, window),
+    )
+
+
+def _tenures(records: Sequence[Event], end_ms: int) -> list[Tenure]:
+    """A worker sits on its host until its rank starts again, leaves, or is no more."""
+    done: list[Tenure] = []
+    open_: dict[int, Tenure] = {}
+
+    def close(rank: int, at: int) -> None:
+        tenure = open_.pop(rank, None)
+        if tenure is not None:
+            done.append(replace(tenure, end_ms=max(at, tenure.start_ms)))
+
+    for record in records:
+        at = ms(record["t"])
+        if record["kind"] == "start":
+            for rank in [r for r in open_ if r == record["rank"] or r >= record["world"]]:
+                close(rank, at)
+            open_[record["rank"]] = Tenure(
+                rank=record["rank"],
+                host=str(record["host"]),
+                world=record["world"],
+                start_ms=at,
+                end_ms=at,
+            )
+        elif record["kind"] == "leave":
+            close(record["rank"], at)
+    for rank in list(open_):
+        close(rank, end_ms)
+    return sorted(done, key=lambda t: (t.start_ms, t.rank))
+
+
+def _steps(records: Sequence[Event], starts: Sequence[Event], window: Interval) -> list[Step]:
+    last_seen = {r["step"]: r["t"] for r in records if r["kind"] == "step"}
+    host: dict[int, str] = {}
+    steps: list[Step] = []
+    for record in records:
+        if record["kind"] == "start":
+            host[record["rank"]] = str(record["host"])
+        if record["kind"] != "step" or record["rank"] not in host:
+            continue
+        at, again = record["t"], last_seen[record["step"]]
+        loss = record.get("loss")
+        steps.append(
+            Step(
+                rank=record["rank"],
+                host=host[record["rank"]],
+                world=record["world"],
+                step=record["step"],
+                loss=None if loss is None else float(loss),
+                start_ms=max(ms(at - record["duration_s"]), window[0]),
+                end_ms=max(ms(at), window[0]),
+                # Computed again only if some worker started in between.
+                redone=any(at < s["t"] <= again for s in starts),
+            )
+        )
+    return steps
+
+
+def _changeovers(
+    steps: Sequence[Step], starts: Sequence[Event], window: Interval
+) -> list[Interval]:
+    """The stretches without any step in which a worker started: (from, to) each.
+
+    A worker that joins while the others go on stepping costs nothing and gives none.
+    """
+    busy = merged((s.start_ms, s.end_ms) for s in steps)
+    edges = [window[0], *(edge for interval in busy for edge in interval), window[1]]
+    gaps = zip(edges[::2], edges[1::2], strict=True)
+    started = [ms(s["t"]) for s in starts]
+    return [gap for gap in gaps if gap[1] > gap[0] and any(gap[0] <= s < gap[1] for s in started)]
+
+
+def eras(run: Run) -> list[Era]:
+    """The stretches of training, in order."""
+    result: list[Era] = []
+    for step in sorted(run.steps, key=lambda s: s.start_ms):
+        last = result[-1] if result else None
+        joined = last is not None and not any(
+            last.end_ms <= start < step.end_ms for start, _ in run.changeovers
+        )
+        if last is not None and joined and last.world == step.world:
+            result[-1] = Era(
+                world=last.world, start_ms=last.start_ms, end_ms=max(last.end_ms, step.end_ms)
+            )
+        else:
+            result.append(Era(world=step.world, start_ms=step.start_ms, end_ms=step.end_ms))
+    return result
