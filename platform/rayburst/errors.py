@@ -15,6 +15,10 @@ RayburstError
 │   ├── ObjectNotFoundError no object at this key
 │   └── ObjectExistsError   a conditional write lost: the object is already there
 ├── CheckpointError         a checkpoint is missing, damaged or belongs elsewhere
+│   ├── CheckpointNotFoundError  no checkpoint here, or not this step
+│   ├── CheckpointDamagedError   an object is missing, cut short or holds other bytes
+│   ├── CheckpointExistsError    another writer committed this step first
+│   └── CheckpointAbandonedError a save was given up before its commit; says why
 └── DataError               training or request data that cannot be used
 
 A message says what was given, what is allowed, and the corrected call.
@@ -81,6 +85,22 @@ class ObjectExistsError(StoreError):
 
 class CheckpointError(RayburstError):
     """A checkpoint is missing, damaged or belongs elsewhere."""
+
+
+class CheckpointNotFoundError(CheckpointError):
+    """There is no checkpoint here, or none of this step."""
+
+
+class CheckpointDamagedError(CheckpointError):
+    """An object of a checkpoint is missing, cut short, or holds other bytes than were saved."""
+
+
+class CheckpointExistsError(CheckpointError):
+    """Another writer committed this step first; its checkpoint stands."""
+
+
+class CheckpointAbandonedError(CheckpointError):
+    """A save was given up before its commit. Earlier checkpoints stand."""
 
 
 class DataError(RayburstError):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 __all__ = ["put_file", "staging_files"]
@@ -21,12 +21,15 @@ _serial = itertools.count()
 _STAGING = re.compile(r"#\d+$")
 
 
-def put_file(target: Path, data: bytes | memoryview, *, if_absent: bool) -> None:
+Buffers = bytes | memoryview | Sequence[bytes | memoryview]
+
+
+def put_file(target: Path, data: Buffers, *, if_absent: bool) -> None:
     """Write `data` as the file `target`. FileExistsError if `if_absent` and it is there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.with_name(f"{target.name}#{os.getpid()}{next(_serial):06d}")
     try:
-        _write_synced(staging, memoryview(data).cast("B"))
+        _write_synced(staging, [data] if isinstance(data, bytes | memoryview) else data)
         if if_absent:
             os.link(staging, target)
         else:
@@ -43,12 +46,14 @@ def staging_files(root: Path) -> Iterator[Path]:
             yield path
 
 
-def _write_synced(path: Path, data: memoryview) -> None:
+def _write_synced(path: Path, parts: Sequence[bytes | memoryview]) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        done = 0
-        while done < len(data):
-            done += os.write(descriptor, data[done:])
+        for part in parts:
+            data = memoryview(part).cast("B")
+            done = 0
+            while done < len(data):
+                done += os.write(descriptor, data[done:])
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -15,7 +15,7 @@ It deliberately does not know what a checkpoint is.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -133,15 +133,28 @@ class ObjectStore:
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`; fewer only where the object ends before."""
+        return bytes(self.get_range_buffer(key, start, length))
+
+    def get_range_buffer(self, key: str, start: int, length: int) -> memoryview:
+        """`get_range` without a copy into Python bytes."""
         if length == 0:
-            return b""
+            return memoryview(b"")
         path = self._path(key)
         return self._call(
-            key, lambda: bytes(obstore.get_range(self._backend, path, start=start, length=length))
+            key,
+            lambda: memoryview(obstore.get_range(self._backend, path, start=start, length=length)),
         )
 
-    def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> None:
+    def put(
+        self,
+        key: str,
+        data: bytes | memoryview | Sequence[bytes | memoryview],
+        *,
+        if_absent: bool = False,
+    ) -> None:
         """Write the object in one atomic step; readers see the old bytes or all of the new.
+
+        A sequence of buffers is written end to end without being joined in memory first.
 
         With `if_absent` exactly one of many concurrent writers succeeds and the others get
         ObjectExistsError. A lost reply can make the winner see that error too: who must know

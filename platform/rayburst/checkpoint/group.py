@@ -1,0 +1,114 @@
+"""The ranks that save or load together: agree, gather, tell. Alone where there is one process.
+
+Own gloo groups, so that a save in the background never meets the training's collectives, and NCCL
+jobs need no host tensors in theirs. A failure on one rank becomes the same error on all.
+
+Making a Group is collective: all ranks, the same order, the main thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from rayburst.errors import CheckpointAbandonedError, RayburstError
+
+__all__ = ["Group"]
+
+T = TypeVar("T")
+
+
+class Group:
+    """One gloo group over all ranks of the job."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._group: Any = None
+        self.rank, self.world = 0, 1
+        if dist.is_available() and dist.is_initialized():
+            self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        if self.world > 1:
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self._group is not None and dist.is_initialized():
+            dist.destroy_process_group(self._group)
+        self._group = None
+
+    def gather(self, value: T) -> list[T]:
+        """All values on rank 0, by rank; an empty list elsewhere."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] | None = [None] * self.world if self.rank == 0 else None
+        _collective(lambda: dist.gather_object(value, found, dst=0, group=self._group))
+        return found or []
+
+    def tell(self, value: T) -> T:
+        """Rank 0's value, everywhere."""
+        if self.world == 1:
+            return value
+        box = [value]
+        _collective(lambda: dist.broadcast_object_list(box, src=0, group=self._group))
+        return box[0]
+
+    def deal(self, action: Callable[[], list[T]]) -> T:
+        """Rank 0 makes a list, one value for each rank; its error is raised on all."""
+        given: list[Any] | None = None
+        if self.rank == 0:
+            values, error = _attempt(action)
+            given = [(v, None) for v in values] if values else [(None, error)] * self.world
+        box: list[Any] = [given[0] if given else None]
+        if self.world > 1:
+            _collective(lambda: dist.scatter_object_list(box, given, src=0, group=self._group))
+        mine: T = _open(box[0])
+        return mine
+
+    def everyone(self, claim: bool) -> bool:
+        """Whether it holds on every rank."""
+        return self.tell(all(self.gather(claim)))
+
+    def rank0(self, action: Callable[[], T]) -> T:
+        """Run on rank 0; its result or its error everywhere."""
+        outcome: tuple[T | None, BaseException | None] = (None, None)
+        if self.rank == 0:
+            outcome = _attempt(action)
+        return _open(self.tell(outcome))
+
+    def together(self, action: Callable[[], T]) -> list[T]:
+        """Run on every rank; all results on rank 0. An error of any rank is raised on all."""
+        mine = _attempt(action)
+        outcomes = self.gather(mine)
+        failed = [error for _, error in outcomes if error is not None]
+        first = self.tell(failed[0] if failed else None)
+        if first is not None:
+            raise (mine[1] or first)
+        return [value for value, _ in outcomes]  # type: ignore[misc]
+
+
+def _attempt(action: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    try:
+        return action(), None
+    except RayburstError as error:
+        return None, error
+    except Exception as error:  # noqa: BLE001 - every rank must reach the next collective
+        return None, error
+
+
+def _open(outcome: tuple[T | None, BaseException | None]) -> T:
+    value, error = outcome
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]
+
+
+def _collective(action: Callable[[], Any]) -> None:
+    try:
+        action()
+    except RuntimeError as error:
+        raise CheckpointAbandonedError(
+            f"a rank left while the checkpoint was being agreed on ({str(error)[:200]}); nothing "
+            f"was committed by this rank. Earlier checkpoints stand."
+        ) from error

@@ -1,0 +1,229 @@
+"""One save's life on the store: lease, packs, one conditional PUT, hint, release.
+
+The coordinator opens the session and commits it; every rank writes packs under its ticket.
+
+    ticket = begin(...)          lease first, then the parent is looked at again: from here on
+                                 no garbage collection removes what the parent needs
+    PackWriter(...)              every rank
+    commit(manifest)             the manifest's PUT "if absent" is the commit
+
+A reply can be lost, so after a doubtful PUT the manifest is read back: the save that finds its
+own id there has won. A save whose lease ran out while it was stalled proves every pack again and
+takes its manifest back if one is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rayburst.checkpoint.manifest import SEAL_BYTES, Manifest, Parent, sealed
+from rayburst.checkpoint.protocol import (
+    LATEST,
+    Reached,
+    SaveStep,
+    lease_key,
+    manifest_key,
+    save_of,
+)
+from rayburst.checkpoint.store import ObjectStore
+from rayburst.errors import (
+    CheckpointAbandonedError,
+    CheckpointDamagedError,
+    CheckpointExistsError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StoreError,
+)
+
+__all__ = ["LEASE_S", "SaveSession", "Ticket"]
+
+LEASE_S = 900.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ticket:
+    """What every rank must know of a save."""
+
+    save: str
+    step: int
+    parent: Parent | None
+
+
+class SaveSession:
+    """The coordinator's side of one save."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        ticket: Ticket,
+        *,
+        reached: Reached,
+        monotonic: Callable[[], float] = time.monotonic,
+        lease_s: float = LEASE_S,
+    ) -> None:
+        self.ticket = ticket
+        self._store = store
+        self._reached = reached
+        self._monotonic = monotonic
+        self._lease_s = lease_s
+        self._lease = b""
+        self._renewed = 0.0
+        self._stop = threading.Event()
+        self._heart: threading.Thread | None = None
+
+    def begin(self, parent: Manifest | None) -> bool:
+        """Take the lease. True if the parent stands; False if the save must do without it.
+
+        CheckpointExistsError: the step is already there.
+        """
+        if self._store.exists(manifest_key(self.ticket.step)):
+            raise _exists(self._store, self.ticket.step)
+        self._lease = _lease_body(self.ticket, parent)
+        self._renew()
+        self._heart = threading.Thread(target=self._beat, name="rayburst-lease", daemon=True)
+        self._heart.start()
+        self._reached(SaveStep.LEASED)
+        stands = parent is None or self._parent_stands(parent)
+        self._reached(SaveStep.PARENT_CONFIRMED)
+        return stands
+
+    def _parent_stands(self, parent: Manifest) -> bool:
+        key = manifest_key(parent.step)
+        try:
+            size = self._store.size(key)
+            if size is None or size < SEAL_BYTES:
+                return False
+            tail = self._store.get_range(key, size - SEAL_BYTES, SEAL_BYTES)
+        except ObjectNotFoundError:
+            return False
+        return sealed(tail) == parent.sha256
+
+    def _renew(self) -> None:
+        self._store.put(lease_key(self.ticket.save), self._lease)
+        self._renewed = self._monotonic()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._lease_s / 4):
+            try:
+                self._renew()
+            except StoreError:
+                continue  # the age of the lease is looked at again before and after the commit
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Write the manifest if no other is there. Returns it with its digest.
+
+        CheckpointExistsError: another writer was first. CheckpointAbandonedError: the lease ran
+        out and packs are gone. StoreError: the store did not take it.
+        """
+        data = manifest.encode()
+        self._reached(SaveStep.GATHERED)
+        if self._late():
+            self._prove(manifest)
+        self._put(data)
+        if self._late():
+            try:
+                self._prove(manifest)
+            except CheckpointAbandonedError:
+                self._store.delete(manifest_key(manifest.step))
+                raise
+        self._reached(SaveStep.COMMITTED)
+        hint(self._store, manifest.step)
+        self._reached(SaveStep.HINTED)
+        self.release()
+        self._reached(SaveStep.RELEASED)
+        return Manifest.decode(self._store.uri, data, step=manifest.step)
+
+    def _put(self, data: bytes) -> None:
+        key = manifest_key(self.ticket.step)
+        try:
+            self._store.put(key, data, if_absent=True)
+            return
+        except ObjectExistsError:
+            if not self._is_ours(key):
+                raise _exists(self._store, self.ticket.step) from None
+            return
+        except StoreError:
+            if self._is_ours(key):
+                return
+            if self._store.exists(key):
+                raise
+        try:
+            self._store.put(key, data, if_absent=True)
+        except ObjectExistsError:
+            if not self._is_ours(key):
+                raise _exists(self._store, self.ticket.step) from None
+
+    def _is_ours(self, key: str) -> bool:
+        try:
+            found = Manifest.decode(self._store.uri, self._store.get(key))
+        except (ObjectNotFoundError, CheckpointDamagedError):
+            return False
+        return found.save == self.ticket.save
+
+    def _late(self) -> bool:
+        return self._monotonic() - self._renewed > self._lease_s * 0.9
+
+    def _prove(self, manifest: Manifest) -> None:
+        gone = [pack for pack in sorted(manifest.packs()) if not self._store.exists(pack)]
+        if gone:
+            raise CheckpointAbandonedError(
+                f"step {manifest.step}: the save was stalled for longer than its lease "
+                f"({self._lease_s:.0f} s) and {self._store.uri}/{gone[0]} was collected; save again"
+            )
+
+    def release(self) -> None:
+        """Give the lease back; also after a failure, so that garbage can be collected."""
+        self._stop.set()
+        if self._heart is not None:
+            self._heart.join()
+        self._store.delete(lease_key(self.ticket.save))
+
+
+def hint(store: ObjectStore, step: int) -> None:
+    """Point latest.json at `step`, unless it points further."""
+    known = hinted(store)
+    if known is None or known < step:
+        store.put(LATEST, json.dumps({"step": step}).encode())
+
+
+def hinted(store: ObjectStore) -> int | None:
+    """The step that latest.json points at; None where it is missing or unreadable."""
+    try:
+        value = json.loads(store.get(LATEST))["step"]
+    except (ObjectNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return value if isinstance(value, int) else None
+
+
+def read_lease(store: ObjectStore, key: str) -> dict[str, Any] | None:
+    """The lease at `key`; None where it has gone meanwhile."""
+    try:
+        body: dict[str, Any] = json.loads(store.get(key))
+    except ObjectNotFoundError:
+        return None
+    except ValueError:
+        return {"save": save_of(key), "packs": []}
+    return body
+
+
+def _lease_body(ticket: Ticket, parent: Manifest | None) -> bytes:
+    return json.dumps(
+        {
+            "save": ticket.save,
+            "step": ticket.step,
+            "parent": None if parent is None else parent.step,
+            "packs": [] if parent is None else sorted(parent.packs()),
+        }
+    ).encode()
+
+
+def _exists(store: ObjectStore, step: int) -> CheckpointExistsError:
+    return CheckpointExistsError(
+        f"step {step} is already saved at {store.uri}/{manifest_key(step)} by another writer, and "
+        f"that checkpoint stands. Load it, or save under another step or folder."
+    )
