@@ -9,6 +9,7 @@ Deliberately does not know: the fleet file's keys; it reads them from the model'
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -64,9 +65,14 @@ def validate(model: type[Model], text: str, source: str, across: Across) -> Mode
     except ValidationError as error:
         errors = error.errors(include_url=False)
     if errors or finds or document.problems:
-        describe = _Describe(document, model.model_json_schema())
+        describe = _Describe(document, _schema(model))
         raise failure(source, describe.all(errors, finds), document.lines)
     return made
+
+
+@functools.cache
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
 
 
 class _Describe:

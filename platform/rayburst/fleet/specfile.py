@@ -21,7 +21,7 @@ from rayburst.errors import SpecError
 from rayburst.fleet.places import Loc, Place, Problem, failure, name
 
 _MAX_CHARACTERS = 1_000_000
-_MAX_VALUES = 100_000  # aliases of aliases can unfold into billions
+_MAX_VALUES = 50_000  # aliases of aliases can unfold into billions
 _LINE_ENDS = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")  # what PyYAML counts as one
 _INT = re.compile(r"[-+]?[0-9]{1,18}")
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]{1,18}(?=[eE]))(?:[eE][-+]?[0-9]+)?")
@@ -68,12 +68,17 @@ def read_text(path: Path) -> str:
         raise SpecError(f"{str(path)!r}: not a file name: {error}") from None
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, as YAML counts them."""
+    return _LINE_ENDS.split(text)
+
+
 def read(text: str, source: str) -> Document:
     """Parse YAML. Raises SpecError where no data can be had; milder finds stay in `problems`."""
     if len(text) > _MAX_CHARACTERS:
         problem = Problem(line=1, column=1, text=f"over {_MAX_CHARACTERS:,} characters")
         raise failure(source, [problem])
-    document = Document(source=source, lines=_LINE_ENDS.split(text))
+    document = Document(source=source, lines=lines_of(text))
     node = _compose(text, source)
     if node is None:
         raise failure(source, [Problem(line=1, column=1, text=_EMPTY)])
@@ -96,7 +101,7 @@ def _compose(text: str, source: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         raise failure(source, [_syntax(error)]) from None
     except yaml.reader.ReaderError as error:
-        before = _LINE_ENDS.split(text[: error.position])
+        before = lines_of(text[: error.position])
         text = f"character #x{ord(text[error.position]):04x} cannot stand in YAML; take it out"
         place = Problem(line=len(before), column=len(before[-1]) + 1, text=text)
         raise failure(source, [place]) from None

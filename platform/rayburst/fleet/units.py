@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 
-NUMBER = r"\d{1,12}(?:\.\d{1,9})?"
+NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,9})?"
 _BYTES: dict[str, int] = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SECONDS: dict[str, int] = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -38,7 +38,7 @@ class UnitError(ValueError):
 
 def memory_bytes(given: object) -> int:
     """`2GiB` to bytes. Raises UnitError."""
-    text = str(given).strip()
+    text = str(given)
     if isinstance(given, str) and re.fullmatch(MEMORY_PATTERN, text):
         number, unit = _parts(text)
         size_bytes = round(float(number) * _BYTES[unit])
@@ -51,10 +51,10 @@ def memory_bytes(given: object) -> int:
 
 def duration_s(given: object) -> float:
     """`60s`, `5m`, `1.5h` or `1d` to seconds. Raises UnitError."""
-    text = str(given).strip()
+    text = str(given)
     if isinstance(given, str) and re.fullmatch(DURATION_PATTERN, text):
         number, unit = _parts(text)
-        return float(number) * _SECONDS[unit]
+        return round(float(number) * _SECONDS[unit], 9)
     number, unit = _parts(text)
     meant = _MEANT_SECONDS.fullmatch(unit) if number else None
     letter = next((letter for letter in meant.groups() if letter), "s").lower() if meant else ""
@@ -64,7 +64,7 @@ def duration_s(given: object) -> float:
 
 def money_usd(given: object) -> float:
     """`5 USD` to dollars. Raises UnitError."""
-    text = str(given).strip()
+    text = str(given)
     if isinstance(given, str) and re.fullmatch(MONEY_PATTERN, text):
         return float(_parts(text)[0])
     number, unit = _parts(text)
@@ -74,7 +74,7 @@ def money_usd(given: object) -> float:
 
 def rate_usd_per_hour(given: object) -> float | None:
     """`0.35 USD/h` to dollars an hour, `unknown` to None. Raises UnitError."""
-    text = str(given).strip()
+    text = str(given)
     if isinstance(given, str) and re.fullmatch(RATE_PATTERN, text):
         return None if text == UNKNOWN else float(_parts(text)[0])
     number, unit = _parts(text)
