@@ -1,0 +1,5 @@
+"""`python -m rayburst` is `rayburst`."""
+
+from rayburst.cli import main
+
+main()

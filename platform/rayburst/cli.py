@@ -1,0 +1,315 @@
+"""The command line: a thin layer over the SDK.
+
+    rayburst up && rayburst status && rayburst down
+
+Errors that rayburst raises on purpose are printed as they are and end with exit code 1; wrong usage
+ends with 2.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from rayburst.errors import RayburstError, SpecError
+
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+
+app = typer.Typer(
+    name="rayburst",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="An elastic ML platform on Ray: on-prem hosts first, spot for the burst, checkpoints that "
+    "make every machine expendable.\n\n"
+    "Start here: `rayburst demo`, or `rayburst up` and then `rayburst status`.",
+)
+fleet_app = typer.Typer(no_args_is_help=True, help="Check, explain and render fleet files.")
+app.add_typer(fleet_app, name="fleet")
+
+FleetName = Annotated[
+    str | None,
+    typer.Argument(help="The fleet's name; may be left out when one fleet is up here."),
+]
+FleetOption = Annotated[
+    str | None,
+    typer.Option("--fleet", help="The fleet's name; may be left out when one fleet is up here."),
+]
+
+
+def main() -> None:
+    """Entry point of `rayburst` and `python -m rayburst`."""
+    try:
+        app()
+    except RayburstError as error:
+        _err.print(f"[bold red]error:[/] {_plain(str(error))}", soft_wrap=True)
+        raise SystemExit(1) from None
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+@app.command()
+def up(
+    file: Annotated[
+        Path | None, typer.Argument(help="A fleet file; by default a small fleet of this machine.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name it other than the file does.")] = None,
+    dashboard_port: Annotated[
+        int | None, typer.Option(help="Ray's dashboard here instead of on a free port.")
+    ] = None,
+    serve_port: Annotated[
+        int | None, typer.Option(help="Ray Serve's HTTP here instead of on a free port.")
+    ] = None,
+) -> None:
+    """Start a fleet on this machine: object store, Ray head, autoscaler, process hosts.
+
+    Its files go to `.rayburst/NAME` here. Hosts come when work asks for them.
+    """
+    from rayburst.dev.embedded import up as start
+    from rayburst.fleet.spec import default_path
+
+    fixed = {"dashboard": dashboard_port, "serve": serve_port}
+    started = time.monotonic()
+    fleet = start(
+        file or default_path(),
+        root=Path.cwd(),
+        name=name,
+        ports={role: port for role, port in fixed.items() if port is not None},
+        say=_say,
+    )
+    state = fleet.read_state()
+    _out.print(
+        f"[bold green]fleet {fleet.name} is up[/] after {time.monotonic() - started:.0f} s\n"
+        f"  dashboard   {state.dashboard_url} (it asks for the token in {fleet.token_file})\n"
+        f'  Ray\'s own   eval "$(rayburst env {fleet.name})" && ray job submit -- python ...\n'
+        f"  look        rayburst status {fleet.name}\n"
+        f"  end it      rayburst down {fleet.name}",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def down(name: FleetName = None) -> None:
+    """End a fleet: all its hosts and processes, and nothing else. Its stored data stays."""
+    from rayburst.dev.embedded import down as end
+    from rayburst.sdk import find_fleet
+
+    fleet = find_fleet(name)
+    report = end(fleet)
+    if not report.clean:
+        left = ", ".join((*report.processes_left, *report.ports_left))
+        raise RayburstError(f"fleet {fleet.name} left something behind: {left}")
+    _out.print(
+        f"[bold green]fleet {fleet.name} is down[/]: {report.processes_ended} processes ended, "
+        f"{report.ports_closed} ports closed, none left. Checkpoints, events and logs stay in "
+        f"{fleet.path}",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def status(name: FleetName = None) -> None:
+    """Show nodes by pool and market, pending demand, jobs and cost so far."""
+    from rayburst.sdk import connect
+
+    platform = connect(name)
+    fleet = platform.fleet()
+    _out.print(fleet.table())
+    from rayburst.fleet.status import summarised
+
+    for text in summarised(fleet.pending):
+        _out.print(f"  pending: {_plain(text)}")
+    for text in fleet.decisions:
+        _out.print(f"  {_plain(text)}")
+    for text in fleet.problems:
+        _out.print(f"[bold red]problem:[/] {_plain(text)}", soft_wrap=True)
+    if not fleet.problems:
+        for job in platform.jobs()[:10]:
+            _out.print(f"  job {job.id}: {job.status}  {_plain(job.entrypoint)}")
+        _out.print(f"  {_plain(platform.cost().summary())}")
+
+
+@app.command()
+def cost(
+    name: FleetName = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what every node cost, from the event log on the object store."""
+    from rayburst.sdk import connect
+
+    bill = connect(name).cost()
+    if as_json:
+        typer.echo(json.dumps(bill.to_dict(), indent=2))
+    else:
+        _out.print(bill.table())
+        _out.print(f"  {_plain(bill.summary())}")
+
+
+@app.command()
+def events(
+    name: FleetName = None,
+    node: Annotated[str | None, typer.Option(help="Only this node.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Show the node event log: requested, up, notice, draining, gone, and why."""
+    from dataclasses import asdict
+
+    from rayburst.report.tables import Table
+    from rayburst.sdk import connect
+
+    found = [e for e in connect(name).events() if node in (None, e.node)]
+    if as_json:
+        for event in found:
+            typer.echo(json.dumps(asdict(event)))
+        return
+    rows = [
+        (time.strftime("%H:%M:%S", time.localtime(e.t)), e.node, e.market, e.kind, e.why)
+        for e in found
+    ]
+    _out.print(Table("node events", ("time", "node", "market", "event", "why"), rows))
+
+
+@app.command()
+def logs(
+    what: Annotated[
+        str | None,
+        typer.Argument(help="A job, a node, or agent, head, object-store, supervisor."),
+    ] = None,
+    fleet: FleetOption = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the job ends.")
+    ] = False,
+) -> None:
+    """Print the log of a job, a node or a part of the fleet; without a name, list them."""
+    from rayburst.sdk import connect, find_fleet
+
+    folder = find_fleet(fleet).logs
+    files = {file.stem: file for file in sorted(folder.rglob("*.log"))}
+    if what is None:
+        _out.print("parts: " + ", ".join(files))
+        _out.print("jobs:  " + ", ".join(job.id for job in connect(fleet).jobs()))
+    elif what in files:
+        typer.echo(files[what].read_text(errors="replace"))
+    elif follow:
+        for line in connect(fleet).job(what).tail():
+            typer.echo(line)
+    else:
+        typer.echo(connect(fleet).job(what).logs())
+
+
+@app.command()
+def interrupt(
+    node: Annotated[str, typer.Argument(help="A node's name, as `rayburst status` shows it.")],
+    notice: Annotated[
+        str, typer.Option(help="Warning time such as 30s or 2m; 0 is a power cut.")
+    ] = "30s",
+    fleet: FleetOption = None,
+) -> None:
+    """Take a node away as a spot market does: notice, then the end at the deadline."""
+    from rayburst.sdk import connect
+
+    seconds = _seconds(notice)
+    connect(fleet).interrupt(node, notice_s=seconds, why="rayburst interrupt")
+    how = f"gets notice and is gone in {seconds:g} s" if seconds else "lost its power"
+    _out.print(f"{node} {how}")
+
+
+@app.command()
+def env(name: FleetName = None) -> None:
+    """Print the environment in which Ray's own commands reach the fleet.
+
+    `eval "$(rayburst env)"`, then `ray job submit -- python jobs/train_lm.py`, `ray status`,
+    `serve status` and S3 clients work as their own documentation says.
+    """
+    from rayburst.fleet.layout import user_environment
+    from rayburst.sdk import find_fleet
+
+    fleet = find_fleet(name)
+    for key, value in user_environment(fleet, fleet.read_state()).items():
+        typer.echo(f"export {key}={shlex.quote(value)}")
+
+
+@app.command()
+def submit(
+    entrypoint: Annotated[
+        list[str], typer.Argument(help="The command, after `--`: -- python jobs/train_lm.py")
+    ],
+    fleet: FleetOption = None,
+    working_dir: Annotated[Path, typer.Option(help="The folder that goes with the job.")] = Path(),
+    wait: Annotated[bool, typer.Option(help="Show its log and wait for its end.")] = True,
+) -> None:
+    """Submit a job with the rayburst package on board and follow it.
+
+    `rayburst submit -- python jobs/train_lm.py --preset micro`
+    """
+    from rayburst.sdk import connect
+
+    job = connect(fleet).submit(shlex.join(entrypoint), working_dir=working_dir)
+    _out.print(f"job {job.id}")
+    if wait:
+        for line in job.tail():
+            typer.echo(line)
+        _out.print(f"job {job.id}: {job.wait()}")
+
+
+@app.command()
+def demo(
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the fleet up afterwards, to play with.")
+    ] = False,
+    name: Annotated[str, typer.Option(help="The demo fleet's name.")] = "demo",
+) -> None:
+    """Run the whole story: burst, train, lose nodes, finish, serve, count the cost.
+
+    Takes about five minutes on two cores and writes `.rayburst/NAME/demo/report.html`.
+    """
+    from rayburst.dev.demo import run_demo
+
+    run_demo(root=Path.cwd(), name=name, keep=keep, console=_out)
+
+
+@fleet_app.command("check")
+def fleet_check(file: Annotated[Path, typer.Argument(help="A fleet file.")]) -> None:
+    """Check a fleet file and say in words what it means."""
+    from rayburst.fleet.explain import explain
+    from rayburst.fleet.spec import FleetSpec
+
+    _out.print(_plain(explain(FleetSpec.load(file))), soft_wrap=True)
+
+
+@fleet_app.command("render")
+def fleet_render(file: Annotated[Path, typer.Argument(help="A fleet file.")]) -> None:
+    """Print the Ray autoscaling config of a fleet file, all pools closed as at the start."""
+    from rayburst.fleet.render import ray_config, to_yaml
+    from rayburst.fleet.spec import FleetSpec
+
+    typer.echo(to_yaml(ray_config(FleetSpec.load(file))), nl=False)
+
+
+@fleet_app.command("schema")
+def fleet_schema() -> None:
+    """Print the JSON Schema of fleet files, for editors."""
+    from rayburst.fleet.schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def _say(text: str) -> None:
+    _out.print(f"  {_plain(text)}", soft_wrap=True)
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|)", text)
+    if match is None or (match[2] == "" and float(match[1]) != 0):
+        raise SpecError(f"--notice {text!r} is no duration; write 30s, 2m, or 0 for a power cut")
+    return float(match[1]) * (60 if match[2] == "m" else 1)

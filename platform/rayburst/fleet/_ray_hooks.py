@@ -1,0 +1,187 @@
+"""Every touch of Ray's private parts by the fleet, in one place. Tested against Ray 2.60.
+
+What Ray gives no public call for: who is in the cluster with which labels and what is pending (the
+autoscaler's own view), draining a node, and starting a node from this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import psutil
+
+from rayburst.errors import StartError
+from rayburst.fleet.packing import LabelRule, Request, RequestKind
+from rayburst.fleet.pools.base import Notice
+from rayburst.fleet.spec import Shape
+
+_RPC_TIMEOUT_S = 5.0
+_OBJECT_STORE_SHARE = 0.2
+_OBJECT_STORE_LEAST_BYTES = 80 * 1024**2  # Ray refuses less than 75 MiB
+_OBJECT_STORE_MOST_BYTES = 1024**3
+
+
+class RayNodeStatus(StrEnum):
+    """Ray's NodeStatus; RUNNING means busy."""
+
+    RUNNING = "RUNNING"
+    IDLE = "IDLE"
+    DRAINING = "DRAINING"
+    DEAD = "DEAD"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RayNode:
+    """One node as Ray's control store (GCS) sees it."""
+
+    node_id: str
+    host: str
+    status: RayNodeStatus
+    address: str
+    total: Mapping[str, float]
+    available: Mapping[str, float]
+    idle_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RayView:
+    """Nodes and pending requests at one moment."""
+
+    nodes: tuple[RayNode, ...]
+    requests: tuple[Request, ...]
+
+
+class Gcs:
+    """A connection to one cluster's control store; made again after every failure."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def _client(self) -> Any:
+        # GcsClient is private; ray.util.state has neither labels nor pending demand.
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+        return GcsClient(address=self._address)
+
+    def observe(self) -> RayView:
+        """What the autoscaler sees. Raises Ray's RpcError when the control store is away."""
+        # The protobuf is what the autoscaler v2 itself reads; the public status drops selectors.
+        from ray.core.generated import autoscaler_pb2
+
+        reply = autoscaler_pb2.GetClusterResourceStateReply()
+        reply.ParseFromString(self._client().get_cluster_resource_state(timeout_s=_RPC_TIMEOUT_S))
+        state = reply.cluster_resource_state
+        return RayView(
+            nodes=tuple(_node(node, autoscaler_pb2) for node in state.node_states),
+            requests=tuple(_requests(state)),
+        )
+
+    def drain(self, node_id: str, *, why: str, deadline: float, idle: bool) -> bool:
+        """Drain a node until `deadline` (unix seconds); with `idle`, only if nothing runs on it."""
+        from ray.core.generated import autoscaler_pb2
+
+        kind = "IDLE_TERMINATION" if idle else "PREEMPTION"
+        reason = autoscaler_pb2.DrainNodeReason.Value(f"DRAIN_NODE_REASON_{kind}")
+        accepted, _ = self._client().drain_node(node_id, reason, why, int(deadline * 1000))
+        return bool(accepted)
+
+
+def drain_host(gcs: Gcs, host: str, notice: Notice) -> bool:
+    """Drain the Ray node that runs on `host`; False when Ray does not know it or refused."""
+    from ray.exceptions import RpcError
+
+    try:
+        for node in gcs.observe().nodes:
+            if node.host == host and node.status is not RayNodeStatus.DEAD:
+                return gcs.drain(node.node_id, why=notice.why, deadline=notice.deadline, idle=False)
+    except RpcError:
+        return False
+    return False
+
+
+def _node(raw: Any, autoscaler_pb2: Any) -> RayNode:
+    return RayNode(
+        node_id=raw.node_id.hex(),
+        host=raw.instance_id,
+        status=RayNodeStatus(autoscaler_pb2.NodeStatus.Name(raw.status)),
+        address=raw.node_ip_address,
+        total=dict(raw.total_resources),
+        available=dict(raw.available_resources),
+        idle_s=raw.idle_duration_ms / 1000,
+    )
+
+
+def _requests(state: Any) -> Iterator[Request]:
+    for constraint in state.cluster_resource_constraints:
+        for counted in constraint.resource_requests:
+            request = _request(counted.request, RequestKind.FLOOR)
+            yield from [request] * counted.count
+    for number, gang in enumerate(state.pending_gang_resource_requests):
+        for raw in gang.requests:
+            yield _request(raw, RequestKind.TASK, gang=str(number))
+    for counted in state.pending_resource_requests:
+        request = _request(counted.request, RequestKind.TASK)
+        yield from [request] * counted.count
+
+
+def _request(raw: Any, kind: RequestKind, gang: str = "") -> Request:
+    # A gang's bundles that must be on different nodes carry the group's own anti-affinity label.
+    apart = any(c.HasField("anti_affinity") for c in raw.placement_constraints)
+    # Several selectors are alternatives in order of preference: the first is what was asked for.
+    rules = raw.label_selectors[0].label_constraints if raw.label_selectors else ()
+    return Request(
+        resources={k: v for k, v in raw.resources_bundle.items() if not k.startswith("node:")},
+        kind=kind,
+        selector=tuple(
+            LabelRule(
+                key=rule.label_key,
+                values=frozenset(rule.label_values),
+                negated=rule.operator == 2,  # LABEL_OPERATOR_NOT_IN
+            )
+            for rule in rules
+        ),
+        apart=gang if apart else "",
+    )
+
+
+def start_worker_node(
+    *, gcs_address: str, address: str, shape: Shape, labels: Mapping[str, str], temp_dir: str
+) -> psutil.Process:
+    """Join this process's machine to the cluster; returns the raylet, a child of this process.
+
+    `ray start` is called in this process rather than as a command: one Python start less per node,
+    and the raylet stays a child whose end can be seen. Ray must not have been imported with another
+    environment before.
+    """
+    from ray.scripts.scripts import start
+
+    store_bytes = min(
+        max(int(shape.memory_bytes * _OBJECT_STORE_SHARE), _OBJECT_STORE_LEAST_BYTES),
+        _OBJECT_STORE_MOST_BYTES,
+    )
+    start.main(
+        args=[
+            f"--address={gcs_address}",
+            f"--node-ip-address={address}",
+            f"--num-cpus={shape.cpus}",
+            f"--num-gpus={shape.gpus}",
+            f"--memory={shape.memory_bytes}",
+            f"--object-store-memory={store_bytes}",
+            # its own, as on a machine of its own: nodes that share one race for socket names
+            f"--temp-dir={temp_dir}",
+            f"--labels={','.join(f'{k}={v}' for k, v in labels.items())}",
+            # zero: the system chooses; Ray's fixed defaults collide on one machine
+            "--min-worker-port=0",
+            "--max-worker-port=0",
+            "--dashboard-agent-listen-port=0",
+            "--disable-usage-stats",
+        ],
+        standalone_mode=False,
+    )
+    for child in psutil.Process().children(recursive=True):
+        if child.name() == "raylet":
+            return child
+    raise StartError(f"`ray start` for {address} returned but no raylet runs; see the host's log")

@@ -1,0 +1,191 @@
+"""Where a fleet's files are, what is in its state, and the environment its processes get.
+
+A fleet is a folder `.rayburst/NAME/` beside the place where `up` was called:
+
+    fleet.yaml        the fleet file as it was when the fleet came up
+    state.json        addresses and ports; written before anything is started
+    token             Ray's token, 0600            store.json   object store credentials, 0600
+    autoscaling.yaml  the caps that Ray's autoscaler reads; rewritten by the agent
+    agent.json        what the agent saw and decided last
+    hosts/ID/         one folder a process host     spool/       events that wait for the object
+    store logs/  store/     logs; data of the embedded object store
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from rayburst.errors import FleetBrokenError, FleetNotFoundError
+from rayburst.fleet.files import read_json, write_atomically
+from rayburst.fleet.spec import FleetSpec
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FleetState:
+    """What the other processes of a fleet, and its users, need to find it.
+
+    Attributes:
+        subnet: the fleet's own part of the loopback network, e.g. "127.40.7"; the head is `.1`.
+        ports: every port by role, on the head's address.
+        ray_tmp: Ray's temp folder, kept short because socket paths are limited to 107 bytes.
+        store_endpoint: None for a store that is not ours.
+    """
+
+    name: str
+    started_at: float
+    subnet: str
+    ports: Mapping[str, int]
+    ray_tmp: str
+    store_uri: str
+    store_endpoint: str | None
+    version: int = STATE_VERSION
+
+    @property
+    def head_address(self) -> str:
+        return f"{self.subnet}.1"
+
+    @property
+    def gcs_address(self) -> str:
+        return f"{self.head_address}:{self.ports['gcs']}"
+
+    @property
+    def dashboard_url(self) -> str:
+        return f"http://{self.head_address}:{self.ports['dashboard']}"
+
+    @property
+    def serve_url(self) -> str:
+        return f"http://{self.head_address}:{self.ports['serve']}"
+
+
+@dataclass(frozen=True)
+class FleetDir:
+    """The folder of one fleet."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def state_file(self) -> Path:
+        return self.path / "state.json"
+
+    @property
+    def token_file(self) -> Path:
+        return self.path / "token"
+
+    @property
+    def autoscaling_file(self) -> Path:
+        return self.path / "autoscaling.yaml"
+
+    @property
+    def agent_file(self) -> Path:
+        return self.path / "agent.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def spool(self) -> Path:
+        return self.path / "spool"
+
+    def spec(self) -> FleetSpec:
+        return FleetSpec.load(self.path / "fleet.yaml")
+
+    def token(self) -> str:
+        try:
+            return self.token_file.read_text().strip()
+        except OSError as error:
+            raise FleetBrokenError(
+                f"the token of fleet {self.name!r} cannot be read ({error}); {self._way_out}"
+            ) from error
+
+    def write_state(self, state: FleetState) -> None:
+        write_atomically(self.state_file, json.dumps(asdict(state), indent=2))
+
+    def read_state(self) -> FleetState:
+        """The fleet's state.
+
+        Raises:
+            FleetNotFoundError: there is none: the fleet is not up.
+            FleetBrokenError: the file is damaged or was written by another version.
+        """
+        raw = self._readable(self.state_file)
+        if raw is None:
+            raise FleetNotFoundError(
+                f"fleet {self.name!r} is not up ({self.state_file} does not exist); "
+                f"start it with `rayburst up`"
+            )
+        known = {f.name for f in fields(FleetState)}
+        if raw.get("version") != STATE_VERSION or set(raw) != known:
+            raise FleetBrokenError(
+                f"{self.state_file} is damaged or of another version "
+                f"(keys {sorted(raw)}); {self._way_out}"
+            )
+        return FleetState(**raw)
+
+    def credentials(self) -> dict[str, str]:
+        """Environment variables that open the fleet's object store."""
+        raw = self._readable(self.path / "store.json") or {}
+        return {str(key): str(value) for key, value in raw.items()}
+
+    def _readable(self, file: Path) -> dict[str, Any] | None:
+        try:
+            return read_json(file)
+        except FleetBrokenError as error:
+            raise FleetBrokenError(f"{error}; {self._way_out}") from error
+
+    @property
+    def _way_out(self) -> str:
+        return (
+            f"`rayburst down {self.name}` ends what it started even so, "
+            f"then `rayburst up` starts afresh with its stored checkpoints"
+        )
+
+
+def store_environment(fleet: FleetDir, state: FleetState) -> dict[str, str]:
+    """What S3 clients (obstore, pyarrow, boto3) read to reach the fleet's object store."""
+    env = {"RAYBURST_FLEET": state.name, "RAYBURST_STORE": state.store_uri, **fleet.credentials()}
+    if state.store_endpoint:
+        env |= {"AWS_ENDPOINT_URL": state.store_endpoint, "AWS_ALLOW_HTTP": "true"}
+    return env
+
+
+def ray_environment(fleet: FleetDir, state: FleetState) -> dict[str, str]:
+    """Environment of every process of the fleet: Ray's authentication and the object store."""
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(fleet.token_file),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # a process that renames itself must not overwrite the fleet's mark in its environment
+        "SPT_NOENV": "1",
+        # what stands where `up` was called can be imported: `serve deploy serve_apps/lm.yaml`
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, (str(fleet.path.parent.parent), os.environ.get("PYTHONPATH", "")))
+        ),
+        # `python` in a job's entry point is the Python that rayburst runs on
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        **store_environment(fleet, state),
+    }
+
+
+def user_environment(fleet: FleetDir, state: FleetState) -> dict[str, str]:
+    """What `rayburst env` prints: Ray's own commands and S3 clients then reach this fleet."""
+    return {
+        "RAY_ADDRESS": state.gcs_address,
+        "RAY_API_SERVER_ADDRESS": state.dashboard_url,
+        "RAY_DASHBOARD_ADDRESS": state.dashboard_url,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(fleet.token_file),
+        **store_environment(fleet, state),
+    }

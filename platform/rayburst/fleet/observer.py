@@ -1,0 +1,124 @@
+"""From what pools and Ray report to the planner's FleetView and to node events. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from rayburst.fleet._ray_hooks import RayNode, RayNodeStatus, RayView
+from rayburst.fleet.events import NodeEvent
+from rayburst.fleet.planner import FleetView, NodeState, NodeView, PoolView
+from rayburst.fleet.pools.base import Host
+from rayburst.fleet.render import node_labels, node_resources
+from rayburst.fleet.spec import FleetSpec, Market, PoolSpec
+
+UP_TAG = "rayburst-up-at"
+DRAINING_TAG = "rayburst-draining-at"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """The last failed launch of a pool."""
+
+    at: float
+    why: str
+
+
+def fleet_view(
+    spec: FleetSpec,
+    hosts: Sequence[Host],
+    ray: RayView,
+    failures: Mapping[str, Failure],
+    now: float,
+) -> FleetView:
+    """All the planner needs, from observations of the same second."""
+    nodes = {node.host: node for node in ray.nodes if node.status is not RayNodeStatus.DEAD}
+    return FleetView(
+        now=now,
+        idle_timeout_s=spec.limits.idle_timeout_s,
+        pools=[_pool_view(pool, hosts, failures.get(pool.name)) for pool in spec.pools],
+        nodes=[
+            _node_view(host, nodes.get(host.id), spec.pool(host.pool), now)
+            for host in hosts
+            if host.lives
+        ],
+    )
+
+
+def _pool_view(pool: PoolSpec, hosts: Sequence[Host], failure: Failure | None) -> PoolView:
+    taken = [h.notice.given_at for h in hosts if h.pool == pool.name and h.notice]
+    return PoolView(
+        name=pool.name,
+        market=Market(pool.market),
+        resources=node_resources(pool),
+        labels=node_labels(pool),
+        price_usd_per_hour=pool.price_usd_per_hour,
+        min_hosts=pool.min_hosts,
+        max_hosts=pool.max_hosts,
+        failed_at=failure.at if failure else None,
+        failed_why=failure.why if failure else "",
+        interrupted_at=max(taken, default=None),
+    )
+
+
+def _node_view(host: Host, node: RayNode | None, pool: PoolSpec, now: float) -> NodeView:
+    resources = node_resources(pool)
+    draining_at = host.tags.get(DRAINING_TAG)
+    if host.notice or draining_at or (node and node.status is RayNodeStatus.DRAINING):
+        state = NodeState.DRAINING
+    else:
+        state = NodeState.RUNNING if node else NodeState.LAUNCHING
+    idle = node is not None and node.status is RayNodeStatus.IDLE
+    return NodeView(
+        host=host.id,
+        pool=host.pool,
+        state=state,
+        total=node.total if node else resources,
+        available=node.available if node else resources,
+        idle_s=node.idle_s if node and idle else 0.0,
+        draining_since=_since(host, draining_at, now) if state is NodeState.DRAINING else None,
+    )
+
+
+def _since(host: Host, draining_at: str | None, now: float) -> float:
+    if draining_at:
+        return float(draining_at)
+    return host.notice.given_at if host.notice else now
+
+
+def new_tags(host: Host, node: RayNode | None, now: float) -> dict[str, str]:
+    """Times worth keeping on the host itself, when seen for the first time."""
+    tags = {}
+    if node is not None and host.lives and UP_TAG not in host.tags:
+        tags[UP_TAG] = f"{now:.3f}"
+    draining = node is not None and node.status is RayNodeStatus.DRAINING
+    if draining and DRAINING_TAG not in host.tags:
+        tags[DRAINING_TAG] = f"{now:.3f}"
+    return tags
+
+
+def events_of(host: Host, market: str) -> Iterator[NodeEvent]:
+    """The node events that a host's record stands for, in order. Same record, same events."""
+
+    def event(kind: str, t: float, why: str, deadline: float | None = None) -> NodeEvent:
+        return NodeEvent(
+            t=t,
+            kind=kind,  # type: ignore[arg-type]  # one of EventKind by the calls below
+            node=host.id,
+            pool=host.pool,
+            market=market,
+            price_usd_per_hour=host.price_usd_per_hour,
+            why=why,
+            deadline=deadline,
+        )
+
+    yield event("requested", host.requested_at, host.why)
+    if up := host.tags.get(UP_TAG):
+        yield event("up", float(up), "joined the Ray cluster")
+    if host.notice:
+        yield event("notice", host.notice.given_at, host.notice.why, host.notice.deadline)
+    if draining := host.tags.get(DRAINING_TAG):
+        why = host.notice.why if host.notice else "given back"
+        yield event("draining", float(draining), why)
+    if host.gone_at is not None:
+        yield event("gone", host.gone_at, host.gone_why)

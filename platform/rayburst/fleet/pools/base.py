@@ -1,0 +1,91 @@
+"""What a pool is: hosts of one kind, place and market that can be taken and given back.
+
+Obligations of every pool:
+- `launch` is bounded by the pool's `max_hosts`, under concurrent callers too, and raises PoolError
+  with nothing left behind when it cannot deliver;
+- `terminate` is idempotent, and asking for an unknown or gone host is no error;
+- `hosts` is cheap (called several times a second), may be stale by a second, and goes on listing a
+  host that is gone until `forget` is called, so that nothing disappears from the record unseen;
+- a pool keeps no state in memory that a second process, or a restarted one, would need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Notice:
+    """Warning that a host will be taken away.
+
+    Attributes:
+        given_at: unix seconds.
+        deadline: unix seconds after which the host is gone.
+        why: in words, for people.
+        reclaim: True when the owner takes the host at the deadline (spot); False when the fleet
+        asked
+            for it and terminates the host itself.
+    """
+
+    given_at: float
+    deadline: float
+    why: str
+    reclaim: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Host:
+    """A machine of a pool, as the pool knows it. Times are unix seconds.
+
+    Attributes:
+        gone_at: when it was taken, given back or found dead; None while it lives.
+        price_usd_per_hour: the price at launch, None when unknown.
+    """
+
+    id: str
+    pool: str
+    address: str
+    requested_at: float
+    price_usd_per_hour: float | None
+    why: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+    notice: Notice | None = None
+    gone_at: float | None = None
+    gone_why: str = ""
+
+    @property
+    def lives(self) -> bool:
+        return self.gone_at is None
+
+
+class Pool(Protocol):
+    """A source of hosts. See the module's docstring for what each method owes its caller."""
+
+    @property
+    def name(self) -> str: ...
+
+    def hosts(self) -> list[Host]:
+        """Every host that was not forgotten, living or gone."""
+        ...
+
+    def launch(self, count: int, *, tags: Mapping[str, str], why: str) -> list[str]:
+        """Start `count` hosts; returns their ids once they are on record."""
+        ...
+
+    def tag(self, host: str, tags: Mapping[str, str]) -> None:
+        """Merge `tags` into a host's tags."""
+        ...
+
+    def notify(self, host: str, notice: Notice) -> None:
+        """Give a host notice; the first notice stands."""
+        ...
+
+    def terminate(self, host: str, *, why: str) -> None:
+        """End a host now."""
+        ...
+
+    def forget(self, host: str) -> None:
+        """Drop the record of a host that is gone."""
+        ...

@@ -1,0 +1,360 @@
+"""What a notebook and the command line stand on: a connection to one fleet.
+
+    import rayburst as rb
+    p = rb.connect()                                     # the fleet that is up here
+    job = p.submit("python jobs/train_lm.py --preset micro")
+    job.wait()
+    print(job.logs()[-500:]); p.fleet(); p.cost()
+
+Jobs and Serve go over Ray's own REST APIs; nodes, events and cost come from the fleet's folder and
+its object store, so they need a fleet of this machine. Every object prints as a table.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rayburst.cost.ledger import Bill, make_bill
+from rayburst.errors import FleetBrokenError, FleetNotFoundError, JobError, NodeNotFoundError
+from rayburst.fleet.events import EventLog, NodeEvent
+from rayburst.fleet.layout import FleetDir, store_environment
+from rayburst.fleet.pools import open_pools
+from rayburst.fleet.pools.base import Host, Notice
+from rayburst.fleet.spec import FleetSpec, Market
+from rayburst.fleet.status import FleetStatus, read_status
+from rayburst.fleet.store import open_store
+from rayburst.runtime import runtime_env
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+    from rayburst.checkpoint.store import ObjectStore
+    from rayburst.serve.deploy import DeployStatus
+
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+def connect(
+    name: str | None = None,
+    *,
+    address: str | None = None,
+    token: str | None = None,
+    root: str | Path | None = None,
+) -> Platform:
+    """Connect to a fleet.
+
+    Args:
+        name: the fleet's name; may be left out when one fleet is up.
+        address: a Ray dashboard such as "http://head:8265" instead of a fleet of this machine.
+        token: Ray's token for `address`; by default what RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH say.
+        root: where to look for `.rayburst/`; by default here and in the folders above.
+
+    Raises:
+        FleetNotFoundError: no fleet is up, or several are and none was named.
+    """
+    if address is not None:
+        return Platform(dashboard_url=address, token=token or _token_of_environment())
+    fleet = find_fleet(name or os.environ.get("RAYBURST_FLEET"), root=root)
+    state = fleet.read_state()
+    return Platform(dashboard_url=state.dashboard_url, token=fleet.token(), fleet=fleet)
+
+
+def find_fleet(name: str | None = None, *, root: str | Path | None = None) -> FleetDir:
+    """The folder of the fleet that is up, from `root` (default: here) upwards."""
+    start = Path(root or ".").resolve()
+    for folder in (start, *start.parents):
+        fleets = sorted((folder / ".rayburst").glob("*/state.json"))
+        if name is not None:
+            if (folder / ".rayburst" / name).is_dir():
+                return FleetDir(folder / ".rayburst" / name)
+        elif len(fleets) == 1:
+            return FleetDir(fleets[0].parent)
+        elif fleets:
+            names = ", ".join(file.parent.name for file in fleets)
+            raise FleetNotFoundError(
+                f"several fleets are up in {folder}: {names}; name one: "
+                f"`rb.connect({fleets[0].parent.name!r})`"
+            )
+    known = f" named {name!r}" if name else ""
+    raise FleetNotFoundError(
+        f"no fleet{known} is up in {start} or above; start one with `rayburst up`, or give an "
+        f'address: `rb.connect(address="http://head:8265", token=...)`'
+    )
+
+
+def _token_of_environment() -> str | None:
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return Path(path).read_text().strip()
+    return None
+
+
+class Platform:
+    """One connected fleet. Make it with `rb.connect()`."""
+
+    def __init__(
+        self, *, dashboard_url: str, token: str | None = None, fleet: FleetDir | None = None
+    ) -> None:
+        self.dashboard_url = dashboard_url
+        self._token = token
+        self._fleet = fleet
+
+    def __repr__(self) -> str:
+        name = f"{self._fleet.name!r} at " if self._fleet else ""
+        return f"<rayburst fleet {name}{self.dashboard_url}>"
+
+    def _repr_html_(self) -> str:
+        return f"<p>rayburst fleet <b>{self.name}</b> at <code>{self.dashboard_url}</code></p>"
+
+    @property
+    def name(self) -> str:
+        """The fleet's name; for a bare address that address."""
+        return self._fleet.name if self._fleet else self.dashboard_url
+
+    # jobs
+
+    def submit(
+        self,
+        entrypoint: str,
+        *,
+        working_dir: str | Path | None = ".",
+        env: Mapping[str, str] | None = None,
+        pip: Sequence[str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        submission_id: str | None = None,
+    ) -> Job:
+        """Run a shell command as a Ray job, with the rayburst package and `working_dir` on board.
+
+        Raises:
+            JobError: Ray did not take the job, or `working_dir` is no folder.
+        """
+        client = self._jobs()
+        try:
+            job_id = client.submit_job(
+                entrypoint=entrypoint,
+                runtime_env=runtime_env(working_dir=working_dir, env=env, pip=pip),
+                metadata=dict(metadata or {}),
+                submission_id=submission_id,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise JobError(f"Ray did not take the job {entrypoint!r}: {error}") from error
+        return Job(job_id, client)
+
+    def job(self, job_id: str) -> Job:
+        """A job that was submitted before, by whatever way."""
+        job = Job(job_id, self._jobs())
+        _ = job.status
+        return job
+
+    def jobs(self) -> list[Job]:
+        """All submitted jobs, newest first."""
+        client = self._jobs()
+        found = [d for d in client.list_jobs() if d.submission_id]
+        found.sort(key=lambda details: details.start_time or 0, reverse=True)
+        return [Job(details.submission_id, client) for details in found]
+
+    def _jobs(self) -> JobSubmissionClient:
+        from ray.job_submission import JobSubmissionClient
+
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        try:
+            return JobSubmissionClient(self.dashboard_url, headers=headers)
+        except (ConnectionError, RuntimeError) as error:
+            raise FleetBrokenError(
+                f"Ray's head at {self.dashboard_url} does not answer ({type(error).__name__}); see "
+                f"`rayburst status`; `rayburst down` and `rayburst up` start it afresh"
+            ) from error
+
+    # fleet
+
+    def fleet(self) -> FleetStatus:
+        """Nodes by pool and market, pending demand, the agent's last decisions."""
+        return read_status(self._local("fleet()"), now=time.time())
+
+    def events(self) -> list[NodeEvent]:
+        """Every node event since the fleet's object store exists, oldest first."""
+        fleet = self._local("events()")
+        return EventLog(self.store(), spool=fleet.spool).read()
+
+    def cost(self, *, since: float | None = None) -> Bill:
+        """What the nodes cost, from the event log; with `since` (unix seconds) only later nodes."""
+        spec = self._local("cost()").spec()
+        events = self.events()
+        if since is not None:
+            later = {e.node for e in events if e.kind == "requested" and e.t >= since}
+            events = [e for e in events if e.node in later]
+        return make_bill(events, now=time.time(), on_demand_usd_per_hour=on_demand_price(spec))
+
+    def interrupt(self, node: str, *, notice_s: float = 30.0, why: str = "interrupted") -> Notice:
+        """Give a node notice and take it away at the deadline; `notice_s=0` is a power cut.
+
+        Returns at once; the node goes when the deadline comes.
+
+        Raises:
+            NodeNotFoundError: no living node of that name; the message lists them.
+        """
+        fleet = self._local("interrupt()")
+        pools = open_pools(fleet)
+        living = [host for pool in pools.values() for host in pool.hosts() if host.lives]
+        host = _pick(living, node)
+        now = time.time()
+        notice = Notice(given_at=now, deadline=now + notice_s, why=why)
+        if notice_s <= 0:
+            pools[host.pool].terminate(host.id, why=f"power cut: {why}")
+        else:
+            pools[host.pool].notify(host.id, notice)
+        return notice
+
+    def store(self) -> ObjectStore:
+        """The fleet's object store."""
+        return open_store(self._local("store()"))
+
+    def environment(self) -> dict[str, str]:
+        """Environment variables with which S3 clients reach the fleet's object store."""
+        fleet = self._local("environment()")
+        return store_environment(fleet, fleet.read_state())
+
+    # serving
+
+    def deploy(
+        self,
+        app: str,
+        *,
+        name: str = "default",
+        route_prefix: str = "/",
+        args: Mapping[str, Any] | None = None,
+        working_dir: str | Path | None = ".",
+        env: Mapping[str, str] | None = None,
+        timeout_s: float = 180.0,
+    ) -> DeployStatus:
+        """Deploy a Serve application and wait until it is healthy.
+
+        Args:
+            app: import path such as "serve_apps.lm:app".
+            args: arguments of the application's builder.
+
+        Raises:
+            DeployError: it did not become healthy; holds Serve's own message.
+        """
+        from rayburst.serve._ray_hooks import upload_local_folders
+        from rayburst.serve.deploy import deploy
+
+        state = self._local("deploy()").read_state()
+        packages = upload_local_folders(self._jobs(), runtime_env(working_dir=working_dir, env=env))
+        return deploy(
+            self.dashboard_url,
+            self._token,
+            app={
+                "name": name,
+                "route_prefix": route_prefix,
+                "import_path": app,
+                "args": dict(args or {}),
+                "runtime_env": packages,
+            },
+            http={"host": state.head_address, "port": state.ports["serve"]},
+            timeout_s=timeout_s,
+            clock=time.monotonic,
+            sleep=time.sleep,
+        )
+
+    def _local(self, call: str) -> FleetDir:
+        if self._fleet is None:
+            raise FleetNotFoundError(
+                f"{call} needs a fleet of this machine; this connection knows only the address "
+                f"{self.dashboard_url}. Connect with `rb.connect()` where `rayburst up` was called"
+            )
+        return self._fleet
+
+
+def on_demand_price(spec: FleetSpec) -> float | None:
+    """The cheapest known on-demand price of a fleet, USD per hour; None when it has none."""
+    prices = [
+        pool.price_usd_per_hour
+        for pool in spec.pools
+        if pool.market is Market.ON_DEMAND and pool.price_usd_per_hour is not None
+    ]
+    return min(prices, default=None)
+
+
+def _pick(living: Sequence[Host], node: str) -> Host:
+    for host in living:
+        if node in (host.id, host.address):
+            return host
+    known = ", ".join(host.id for host in living) or "none"
+    raise NodeNotFoundError(f"no living node {node!r}; living nodes: {known}")
+
+
+class Job:
+    """A submitted job."""
+
+    def __init__(self, job_id: str, client: JobSubmissionClient) -> None:
+        self.id = job_id
+        self._client = client
+
+    @property
+    def status(self) -> str:
+        """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED. Raises JobError for an unknown job."""
+        try:
+            return str(self._client.get_job_status(self.id).value)
+        except RuntimeError as error:
+            raise JobError(f"no job {self.id!r} here; see them with `p.jobs()`") from error
+
+    @property
+    def message(self) -> str:
+        """Ray's word on how the job stands or ended."""
+        return str(self._client.get_job_info(self.id).message or "")
+
+    @property
+    def entrypoint(self) -> str:
+        return str(self._client.get_job_info(self.id).entrypoint)
+
+    def logs(self) -> str:
+        """Everything the job printed so far."""
+        return str(self._client.get_job_logs(self.id))
+
+    def tail(
+        self, *, poll_s: float = 0.5, sleep: Callable[[float], None] = time.sleep
+    ) -> Iterator[str]:
+        """The job's lines as they come, until it ends."""
+        seen = 0
+        while True:
+            ended = self.status in _ENDED
+            text = self.logs()
+            complete = text.rfind("\n") + 1 if not ended else len(text)
+            if complete > seen:
+                yield from text[seen:complete].splitlines()
+                seen = complete
+            if ended:
+                return
+            sleep(poll_s)
+
+    def wait(self, *, timeout_s: float | None = None) -> str:
+        """Wait for the end; returns the final status.
+
+        Raises:
+            JobError: the job failed (the message holds the end of its log), or time ran out.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while (status := self.status) not in _ENDED:
+            if deadline is not None and time.monotonic() > deadline:
+                raise JobError(f"job {self.id} is still {status} after {timeout_s:.0f} s")
+            time.sleep(0.5)
+        if status == "FAILED":
+            tail = "\n".join(self.logs().splitlines()[-20:])
+            raise JobError(f"job {self.id} failed: {self.message}\n{tail}")
+        return status
+
+    def stop(self) -> None:
+        """Ask Ray to stop the job."""
+        self._client.stop_job(self.id)
+
+    def __repr__(self) -> str:
+        return f"<job {self.id} {self.status}>"
+
+    def _repr_html_(self) -> str:
+        return f"<p>job <b>{self.id}</b>: {self.status}</p>"
