@@ -2,6 +2,7 @@
 
 RayburstError
 ├── SpecError               a fleet file that cannot be used; says file, line, column
+│   └── UnitError           a quantity without the one unit it needs; knows the right way
 ├── FleetError              the fleet is not in the state the call needs
 │   ├── FleetExistsError    a fleet of this name is already up
 │   ├── FleetNotFoundError  no fleet of this name here
@@ -33,6 +34,15 @@ class RayburstError(Exception):
 
 class SpecError(RayburstError):
     """A fleet file cannot be used."""
+
+
+class UnitError(SpecError):
+    """A quantity cannot be read: `why` says what is allowed, `fix` is the right way, if clear."""
+
+    def __init__(self, why: str, fix: str | None) -> None:
+        super().__init__(f"{why}; write {fix}" if fix else why)
+        self.why = why
+        self.fix = fix
 
 
 class FleetError(RayburstError):

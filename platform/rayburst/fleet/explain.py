@@ -2,7 +2,7 @@
 
     explain(FleetSpec.load(path))
 
-PURE. Says only what the file says: a cost with an unknown price in it is a sum of the known part
+Pure. Says only what the file says: a cost with an unknown price in it is a sum of the known part
 and names the rest. Deliberately does not know: what runs, what hosts cost today.
 """
 

@@ -8,12 +8,13 @@ Deliberately does not know: which key has which kind of value.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema
 
+from rayburst.errors import UnitError
 from rayburst.fleet import units
 from rayburst.fleet.problems import GIVEN, from_file, wrong
 
@@ -30,8 +31,19 @@ def _quantity(read: Callable[[object], float | None]) -> BeforeValidator:
             return given
         try:
             return read(given)
-        except units.UnitError as error:
+        except UnitError as error:
             raise wrong(error.why, error.fix) from None
+
+    return BeforeValidator(check)
+
+
+def one_of(known: Sequence[str], why: str) -> BeforeValidator:
+    """Refuses what is not among `known`, and names the nearest; `why` goes before the list."""
+
+    def check(given: object) -> object:
+        if given not in known:
+            raise wrong(f"{why} {', '.join(known)}", allowed=[str(value) for value in known])
+        return given
 
     return BeforeValidator(check)
 

@@ -1,6 +1,6 @@
 """Where things stand in a fleet file, and how its problems are told.
 
-PURE. Every problem names its line and column and, where one is clear, the line to write instead.
+Pure. Every problem names its line and column and, where one is clear, the line to write instead.
 Deliberately does not know: YAML, what may stand in a fleet file.
 """
 

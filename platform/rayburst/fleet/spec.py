@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -85,11 +85,13 @@ class PoolSpec(_Part):
     """Hosts of one kind, place and market. Ray sees one node type of the pool's name."""
 
     name: fields.Name = Field(description="the pool's name; also Ray's node type")
-    kind: Literal["process"] = Field(
+    kind: Annotated[
+        Literal["process"], fields.one_of(POOL_KINDS, "this version has pools of kind")
+    ] = Field(
         description="where hosts come from; process: Ray nodes on this machine",
         examples=["process"],
     )
-    market: Market = Field(
+    market: Annotated[Market, fields.one_of(list(Market), "a market is one of")] = Field(
         description="how hosts are paid for; on-prem is asked first, then spot; on-demand only "
         "for work that asks for it",
         examples=["spot"],
@@ -123,24 +125,8 @@ class PoolSpec(_Part):
         if problems.from_file(info) or not isinstance(given, dict) or "max_hosts" not in given:
             return given
         hosts = {"min": given.get("min_hosts", 0), "max": given["max_hosts"]}
-        return {k: v for k, v in given.items() if k[4:] != "hosts"} | {"hosts": hosts}
-
-    @field_validator("kind", mode="before")
-    @classmethod
-    def _known_kind(cls, given: object) -> object:
-        if given not in POOL_KINDS:
-            raise wrong(
-                f"this version has pools of kind {', '.join(POOL_KINDS)}", allowed=POOL_KINDS
-            )
-        return given
-
-    @field_validator("market", mode="before")
-    @classmethod
-    def _known_market(cls, given: object) -> object:
-        known = [str(market) for market in Market]
-        if given not in known:
-            raise wrong(f"a market is one of {', '.join(known)}", allowed=known)
-        return given
+        rest = {k: v for k, v in given.items() if k not in ("min_hosts", "max_hosts")}
+        return rest | {"hosts": hosts}
 
     @field_validator("name")
     @classmethod

@@ -1,6 +1,6 @@
 """Quantities as people write them in a fleet file: `2GiB`, `60s`, `5 USD`, `0.35 USD/h`.
 
-PURE. A quantity is one number and one unit. What two readers could read differently is refused
+Pure. A quantity is one number and one unit. What two readers could read differently is refused
 with the unambiguous way to write it: `2GB` (10^9 or 2^30?), a bare `60`, `$5`.
 Deliberately does not know: YAML, files, which key a quantity stands under.
 """
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import re
+
+from rayburst.errors import UnitError
 
 NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,9})?"
 _BYTES: dict[str, int] = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -25,15 +27,6 @@ _MEANT_BYTES = re.compile(r"([mgt])(?:i?b?|egabytes?|igabytes?|erabytes?)", re.I
 _MEANT_SECONDS = re.compile(
     r"(?:(s)(?:ecs?|econds?)?|(m)(?:ins?|inutes?)?|(h)(?:rs?|ours?)?|(d)(?:ays?)?)?", re.IGNORECASE
 )
-
-
-class UnitError(ValueError):
-    """A quantity that cannot be read: `why` says what is allowed, `fix` is the right way."""
-
-    def __init__(self, why: str, fix: str | None) -> None:
-        super().__init__(why)
-        self.why = why
-        self.fix = fix
 
 
 def memory_bytes(given: object) -> int:

@@ -9,7 +9,7 @@ import jsonschema
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from rayburst.errors import SpecError
+from rayburst.errors import SpecError, UnitError
 from rayburst.fleet import specfile, units
 from rayburst.fleet.explain import explain
 from rayburst.fleet.render import ray_config, to_yaml
@@ -118,6 +118,6 @@ def test_a_correction_of_a_quantity_is_one(text: str) -> None:
     for read in (units.memory_bytes, units.duration_s, units.money_usd, units.rate_usd_per_hour):
         try:
             read(text)
-        except units.UnitError as error:
+        except UnitError as error:
             if error.fix is not None:
                 read(error.fix)
