@@ -79,7 +79,7 @@ def read_manifest(store: ObjectStore, step: int | None = None) -> Manifest:
 
 
 def whole_manifests(
-    store: ObjectStore, on_damage: Callable[[CheckpointDamagedError], None]
+    store: ObjectStore, on_damage: Callable[[int, CheckpointDamagedError], None]
 ) -> Iterator[Manifest]:
     """Readable manifests, newest first; damaged ones are reported and passed over."""
     for step in step_numbers(store):
@@ -88,4 +88,4 @@ def whole_manifests(
         except CheckpointNotFoundError:
             continue  # removed by retention since the list
         except CheckpointDamagedError as error:
-            on_damage(error)
+            on_damage(step, error)

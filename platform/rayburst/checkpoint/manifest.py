@@ -65,10 +65,10 @@ class StoredObject:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parent:
-    """The checkpoint that this one was built on."""
+    """The checkpoint that this one was built on; `save` is unique to it."""
 
     step: int
-    sha256: str
+    save: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,7 +174,7 @@ def _body(m: Manifest) -> dict[str, Json]:
         "created_ms": m.created_ms,
         "world": m.world,
         "digest": m.digest,
-        "parent": None if m.parent is None else [m.parent.step, m.parent.sha256],
+        "parent": None if m.parent is None else [m.parent.step, m.parent.save],
         "packs": list(number),
         "tensors": {
             name: {
@@ -209,7 +209,7 @@ def _parse(name: str, body: dict[str, Json], sha: str) -> Manifest:
         created_ms=body["created_ms"],
         world=body["world"],
         digest=body["digest"],
-        parent=None if parent is None else Parent(step=parent[0], sha256=parent[1]),
+        parent=None if parent is None else Parent(step=parent[0], save=parent[1]),
         tensors={
             key: StoredTensor(
                 dtype=t["dtype"],

@@ -52,6 +52,7 @@ class Ticket:
     save: str
     step: int
     parent: Parent | None
+    parent_sha256: str | None = None
 
 
 class SaveSession:
@@ -91,6 +92,12 @@ class SaveSession:
         stands = parent is None or self._parent_stands(parent)
         self._reached(SaveStep.PARENT_CONFIRMED)
         return stands
+
+    def rebase(self, parent: Manifest) -> bool:
+        """Build on another parent instead: the lease first, then the look, as in `begin`."""
+        self._lease = _lease_body(self.ticket, parent)
+        self._renew()
+        return self._parent_stands(parent)
 
     def _parent_stands(self, parent: Manifest) -> bool:
         key = manifest_key(parent.step)

@@ -200,9 +200,18 @@ class ObjectStore:
 
     def size(self, key: str) -> int | None:
         """Bytes of the object, or None where there is none."""
+        found = self._head(key)
+        return None if found is None else int(found["size"])
+
+    def modified(self, key: str) -> datetime | None:
+        """When the object was written, by the store's clock; None where there is none."""
+        found = self._head(key)
+        return None if found is None else found["last_modified"]
+
+    def _head(self, key: str) -> Any:
         path = self._path(key)
         try:
-            return int(self._call(key, lambda: obstore.head(self._backend, path))["size"])
+            return self._call(key, lambda: obstore.head(self._backend, path))
         except ObjectNotFoundError:
             return None
 

@@ -41,7 +41,12 @@ from rayburst.checkpoint.protocol import Reached, SaveStep, ignore_step
 from rayburst.checkpoint.session import SaveSession, Ticket
 from rayburst.checkpoint.staging import Span, bytes_of
 from rayburst.checkpoint.store import ObjectStore
-from rayburst.errors import CheckpointAbandonedError, CheckpointError
+from rayburst.errors import (
+    CheckpointAbandonedError,
+    CheckpointDamagedError,
+    CheckpointError,
+    CheckpointNotFoundError,
+)
 
 __all__ = ["CheckpointWriter", "SaveSettings"]
 
@@ -106,12 +111,24 @@ class CheckpointWriter(StorageWriter):
         s = self._settings
         parent = None
         if s.parent is not None:
-            parent = Parent(step=s.parent.step, sha256=s.parent.sha256)
-        ticket = Ticket(save=s.save, step=s.step, parent=parent)
+            parent = Parent(step=s.parent.step, save=s.parent.save)
+        sha256 = None if s.parent is None else s.parent.sha256
+        ticket = Ticket(save=s.save, step=s.step, parent=parent, parent_sha256=sha256)
         self._session = SaveSession(self._store, ticket, reached=s.reached)
         if not self._session.begin(s.parent):
-            ticket = replace(ticket, parent=None)
+            ticket = replace(ticket, parent_sha256=self._rebase(self._session, ticket))
         return ticket
+
+    def _rebase(self, session: SaveSession, ticket: Ticket) -> str | None:
+        """The parent's manifest was replaced (compacted) or is gone: take what is there now.
+
+        The bond to the parent stays in any case; without its chunks everything is sent.
+        """
+        try:
+            parent = read_manifest(self._store, ticket.parent.step if ticket.parent else None)
+        except (CheckpointNotFoundError, CheckpointDamagedError):
+            return None
+        return parent.sha256 if session.rebase(parent) else None
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         rank, ticket = plan.storage_data
@@ -145,12 +162,12 @@ class CheckpointWriter(StorageWriter):
 
     def _parent_index(self, ticket: Ticket) -> ChunkIndex:
         s = self._settings
-        if ticket.parent is None:
+        if ticket.parent is None or ticket.parent_sha256 is None:
             return {}
-        if s.known is not None and s.known[0] == ticket.parent.sha256:
+        if s.known is not None and s.known[0] == ticket.parent_sha256:
             return s.known[1]
         parent = read_manifest(self._store, ticket.parent.step)
-        if parent.sha256 != ticket.parent.sha256 or parent.digest != s.digest:
+        if parent.sha256 != ticket.parent_sha256 or parent.digest != s.digest:
             return {}
         return {(c.digest, c.length): c for _, c in parent.chunks()}
 

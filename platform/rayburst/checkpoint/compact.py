@@ -1,0 +1,122 @@
+"""Moves the live chunks of badly used packs into new ones and points the manifests there.
+
+A pack dies only as a whole, so after many incremental saves old packs can hold a few live chunks
+each. Chunks are proven as they move. New packs are written first, then each manifest is replaced
+in one step by an equal one with other places; a crash in between loses nothing.
+
+The caller holds the collection's lock and has seen no live lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from rayburst.checkpoint.chunks import Chunk, digest_of
+from rayburst.checkpoint.fetch import Want, fetch
+from rayburst.checkpoint.manifest import Manifest, StoredObject
+from rayburst.checkpoint.packs import PACK_BYTES
+from rayburst.checkpoint.protocol import manifest_key, pack_key
+from rayburst.checkpoint.store import ObjectInfo, ObjectStore
+
+__all__ = ["compact"]
+
+S = TypeVar("S")
+Moves = dict[Chunk, Chunk]
+
+
+def compact(
+    store: ObjectStore,
+    manifests: list[Manifest],
+    infos: Mapping[str, ObjectInfo],
+    below: float,
+    new_id: str,
+    on_pack: Callable[[], None] = lambda: None,
+) -> tuple[list[Manifest], int]:
+    """Rewrite packs whose live share is under `below`. Returns (manifests as they are now, bytes
+    moved)."""
+    live: dict[str, dict[Chunk, str]] = {}
+    names: dict[Chunk, str] = {}
+    for manifest in manifests:
+        for name, chunk in manifest.chunks():
+            live.setdefault(chunk.pack, {})[chunk] = manifest.digest
+            names[chunk] = name
+    poor = [
+        chunks
+        for pack, chunks in sorted(live.items())
+        if pack in infos and sum(c.length for c in chunks) < below * infos[pack].size_bytes
+    ]
+    moves = _move(store, poor, names, f"gc-{new_id}", on_pack)
+    if not moves:
+        return manifests, 0
+    return [_publish(store, m, moves) for m in manifests], sum(c.length for c in moves)
+
+
+def _move(
+    store: ObjectStore,
+    poor: list[dict[Chunk, str]],
+    names: Mapping[Chunk, str],
+    save: str,
+    on_pack: Callable[[], None],
+) -> Moves:
+    moves: Moves = {}
+    parts: list[bytes] = []
+    waiting: list[Chunk] = []
+    number = 0
+
+    def flush() -> None:
+        nonlocal number
+        key, offset = pack_key(save, 0, number), 0
+        store.put(key, list(parts))
+        for chunk in waiting:
+            moves[chunk] = Chunk(chunk.digest, key, offset, chunk.length)
+            offset += chunk.length
+        parts.clear()
+        waiting.clear()
+        number += 1
+        on_pack()
+
+    for chunks in poor:
+        found: dict[Chunk, bytes] = {}
+        for algorithm in sorted(set(chunks.values())):
+            wants = [
+                Want(c, names[c], _keep(found, c)) for c, a in chunks.items() if a == algorithm
+            ]
+            fetch(store, digest_of(algorithm), wants)
+        for chunk, data in found.items():
+            parts.append(data)
+            waiting.append(chunk)
+            if sum(map(len, parts)) >= PACK_BYTES:
+                flush()
+    if waiting:
+        flush()
+    return moves
+
+
+def _keep(found: dict[Chunk, bytes], chunk: Chunk) -> Callable[[memoryview], None]:
+    def deliver(data: memoryview) -> None:
+        found[chunk] = bytes(data)
+
+    return deliver
+
+
+def _publish(store: ObjectStore, manifest: Manifest, moves: Moves) -> Manifest:
+    if not any(chunk in moves for _, chunk in manifest.chunks()):
+        return manifest
+
+    def moved(chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
+        return tuple([moves.get(chunk, chunk) for chunk in chunks])
+
+    tensors = {
+        name: replace(t, shards=tuple([replace(s, chunks=moved(s.chunks)) for s in t.shards]))
+        for name, t in manifest.tensors.items()
+    }
+    objects: dict[str, StoredObject] = {
+        name: replace(o, chunks=moved(o.chunks)) for name, o in manifest.objects.items()
+    }
+    fresh = replace(manifest, tensors=tensors, objects=objects)
+    data = fresh.encode()
+    key = manifest_key(manifest.step)
+    store.put(key, data)
+    return Manifest.decode(f"{store.uri}/{key}", data, step=manifest.step)
