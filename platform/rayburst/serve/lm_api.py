@@ -1,0 +1,187 @@
+"""The HTTP face of a served language model: routes, bodies, and errors that help.
+
+`build_api(service)` gives a FastAPI application over anything that can generate and score.
+It knows no Ray and no torch; OpenAPI is at /openapi.json, readable at /docs.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "GenerateRequest",
+    "GenerateResponse",
+    "LanguageModelService",
+    "ModelInfo",
+    "ScoreRequest",
+    "ScoreResponse",
+    "build_api",
+]
+
+MAX_TEXT = 65_536
+MAX_NEW_TOKENS = 1_024
+
+
+class GenerateRequest(BaseModel):
+    """Text to continue, and how."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    prompt: str = Field(min_length=1, max_length=MAX_TEXT, description="text to continue")
+    max_new_tokens: int = Field(
+        default=64, ge=1, le=MAX_NEW_TOKENS, description="bytes to write; a token is a byte"
+    )
+    temperature: float = Field(
+        default=1.0, ge=0.0, le=5.0, description="0 takes the likeliest byte each time"
+    )
+    top_k: int | None = Field(
+        default=None, ge=1, le=256, description="sample among the k likeliest bytes only"
+    )
+    seed: int | None = Field(
+        default=None, ge=0, lt=2**63, description="the same seed gives the same text"
+    )
+
+
+class GenerateResponse(BaseModel):
+    """The continuation. `seed` repeats it, also when the request named none."""
+
+    text: str
+    new_tokens: int
+    seed: int
+    model: str
+
+
+class ScoreRequest(BaseModel):
+    """Text to score."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str = Field(min_length=1, max_length=MAX_TEXT, description="at least two bytes")
+
+
+class ScoreResponse(BaseModel):
+    """Mean bits the model needs for a byte, over all bytes but the first."""
+
+    bits_per_byte: float
+    scored_bytes: int
+    model: str
+
+
+class ModelInfo(BaseModel):
+    """The model that answers. A figure its checkpoint does not hold is null."""
+
+    version: str
+    uri: str
+    run: str | None
+    step: int | None
+    bits_per_byte: float | None
+    order0_bits_per_byte: float | None
+    parameters: int
+    block_size: int
+
+
+class Health(BaseModel):
+    """The answer of a replica that is up."""
+
+    status: str
+    model: str
+
+
+class LanguageModelService(Protocol):
+    """What the routes need of a model."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model that answers."""
+
+    async def generate(self, request: GenerateRequest, seed: int) -> bytes:
+        """The bytes that follow the prompt."""
+
+    async def score(self, text: bytes) -> tuple[float, int]:
+        """Bits per byte and the number of bytes scored."""
+
+
+# A request that works for each route, shown beside what was wrong with the given one.
+_EXAMPLES: dict[str, dict[str, Any]] = {
+    "/generate": {"prompt": "def main(", "max_new_tokens": 64, "temperature": 0.8, "seed": 7},
+    "/score": {"text": "import os"},
+}
+
+
+def build_api(service: LanguageModelService) -> FastAPI:
+    """The application for one loaded model."""
+    api = FastAPI(
+        title="rayburst language model",
+        summary="A byte-level language model: continues and scores text.",
+        version=service.info.version,
+    )
+    _add_model_routes(api, service)
+    _add_text_routes(api, service)
+    api.add_exception_handler(RequestValidationError, _unprocessable)
+    return api
+
+
+def _add_model_routes(api: FastAPI, service: LanguageModelService) -> None:
+    @api.get("/healthz")
+    async def healthz() -> Health:
+        """Up, with the model that answers."""
+        return Health(status="ok", model=service.info.version)
+
+    @api.get("/v1/model")
+    async def model() -> ModelInfo:
+        """Version, training step and validation of the model that answers."""
+        return service.info
+
+
+def _add_text_routes(api: FastAPI, service: LanguageModelService) -> None:
+    @api.post("/generate")
+    async def generate(request: GenerateRequest) -> GenerateResponse:
+        """Continues a text. Bytes that are no UTF-8 come back as U+FFFD."""
+        seed = secrets.randbits(32) if request.seed is None else request.seed
+        written = await service.generate(request, seed)
+        return GenerateResponse(
+            text=written.decode(errors="replace"),
+            new_tokens=len(written),
+            seed=seed,
+            model=service.info.version,
+        )
+
+    @api.post("/score")
+    async def score(request: ScoreRequest) -> ScoreResponse:
+        """Bits per byte of a text, the measure the model was validated with."""
+        text = request.text.encode()
+        if len(text) < 2:
+            short = "Text should have at least 2 bytes: the first one is not scored"
+            raise RequestValidationError(
+                [{"loc": ("body", "text"), "msg": short, "input": request.text}]
+            )
+        bits, scored = await service.score(text)
+        return ScoreResponse(bits_per_byte=bits, scored_bytes=scored, model=service.info.version)
+
+
+async def _unprocessable(request: Request, error: Exception) -> Response:
+    """422: every problem with its field, what was given, and a body that works."""
+    problems = error.errors() if isinstance(error, RequestValidationError) else []
+    example = next((e for path, e in _EXAMPLES.items() if request.url.path.endswith(path)), None)
+    body = {
+        "detail": [_problem(p) for p in problems],
+        "example": example,
+    }
+    # ASCII escapes: what was given may hold surrogates, which UTF-8 cannot carry.
+    return Response(json.dumps(body), status_code=422, media_type="application/json")
+
+
+def _problem(raw: Any) -> dict[str, str]:
+    where = ".".join(str(part) for part in raw["loc"] if part != "body") or "body"
+    given = repr(raw.get("input"))
+    return {
+        "field": where,
+        "problem": str(raw["msg"]),
+        "given": given if len(given) <= 80 else given[:77] + "...",
+    }
