@@ -20,7 +20,8 @@ RayburstError
 │   ├── CheckpointDamagedError   an object is missing, cut short or holds other bytes
 │   ├── CheckpointExistsError    another writer committed this step first
 │   └── CheckpointAbandonedError a save was given up before its commit; says why
-└── DataError               training or request data that cannot be used
+├── DataError               training or request data that cannot be used
+└── DemoError               a step of the demo did not do what it claims
 
 A message says what was given, what is allowed, and the corrected call.
 """
@@ -115,3 +116,7 @@ class CheckpointAbandonedError(CheckpointError):
 
 class DataError(RayburstError):
     """Training or request data cannot be used."""
+
+
+class DemoError(RayburstError):
+    """A step of the demo did not do what it claims."""

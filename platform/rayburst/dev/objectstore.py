@@ -27,7 +27,7 @@ PORTS = 4
 
 
 class S3Server:
-    """One server: its folder, address and ports. Starting and ending the process is the caller's."""
+    """One server: its folder, address and ports. The caller starts and ends the process."""
 
     def __init__(self, folder: Path, *, address: str, ports: Sequence[int]) -> None:
         self.folder = folder

@@ -147,7 +147,7 @@ def _place_all(
     """Place every request, on nodes there are, then on new ones; returns leftovers and grants."""
     granted: dict[str, list[Request]] = {}
     unplaced = []
-    for request in demand.requests:
+    for request in sorted(demand.requests, key=_hardest_first):
         if place(request, bins):
             continue
         pool = _pool_for(request, view, granted)
@@ -159,6 +159,11 @@ def _place_all(
         bins.append(new)
         place(request, [new])
     return unplaced, granted
+
+
+def _hardest_first(request: Request) -> tuple[bool, float]:
+    """Picky requests before those that fit anywhere, so that these do not take their nodes."""
+    return (not request.selector, -max(request.resources.values(), default=0.0))
 
 
 def _pool_for(
@@ -202,14 +207,19 @@ def _living(view: FleetView, pool: PoolView) -> int:
 
 def _caps(view: FleetView, pool: PoolView, granted: Mapping[str, list[Request]]) -> Caps:
     counted = sum(
-        node.pool == pool.name
-        and (node.draining_since is None or view.now - node.draining_since < DRAIN_VISIBLE_S)
-        for node in view.nodes
+        node.pool == pool.name and not _seen_draining(node, view.now) for node in view.nodes
     )
     living = _living(view, pool)
     most = max(pool.max_hosts - (living - counted), counted)
     wanted = max(counted + len(granted.get(pool.name, ())), min(pool.min_hosts, most))
     return Caps(min=min(pool.min_hosts, most), max=wanted)
+
+
+def _seen_draining(node: NodeView, now: float) -> bool:
+    """Whether the autoscaler no longer counts the node among those it may have."""
+    if node.state is not NodeState.DRAINING:
+        return False
+    return node.draining_since is not None and now - node.draining_since >= DRAIN_VISIBLE_S
 
 
 def _bin(node: NodeView, view: FleetView) -> Bin:

@@ -101,6 +101,7 @@ def _wait(processes: Iterable[psutil.Process], *, timeout_s: float) -> list[psut
     deadline = time.monotonic() + timeout_s
     while (running := [p for p in processes if alive(p)]) and time.monotonic() < deadline:
         time.sleep(0.05)
+    _started[:] = [child for child in _started if child.poll() is None]  # reaps our own
     return running
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from rayburst.fleet.planner import Caps
 from rayburst.fleet.render import node_labels, ray_config, to_yaml
 from rayburst.fleet.spec import FleetSpec, default_path

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
+
 from rayburst.fleet.planner import Caps
 from rayburst.fleet.render import node_labels, node_resources, ray_config, to_yaml
 from rayburst.fleet.spec import FleetSpec, default_path

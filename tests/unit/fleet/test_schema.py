@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+
 from rayburst.errors import SpecError
 from rayburst.fleet import specfile
 from rayburst.fleet.schema import json_schema, to_json

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+
 from rayburst.errors import SpecError
 from rayburst.fleet.spec import FleetSpec, Hosts, Market, PoolSpec, Shape, default_path
 

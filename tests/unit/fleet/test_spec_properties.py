@@ -9,6 +9,7 @@ import jsonschema
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from rayburst.errors import SpecError, UnitError
 from rayburst.fleet import specfile, units
 from rayburst.fleet.explain import explain

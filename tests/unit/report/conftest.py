@@ -105,8 +105,15 @@ def story() -> Story:
 
 
 def _report(steps: int) -> dict[str, Any]:
-    phases = [("up", 0, 20), ("submit", 20, 38), ("train", 38, 247), ("deploy", 247, 268),
-              ("serve", 268, 301), ("down", 301, 314)]  # fmt: skip
+    phases = [
+        ("A fleet on this machine", 0, 20),
+        ("Train: on-prem first, then spot", 20, 96),
+        ("Lose two spot nodes", 96, 190),
+        ("Finish", 190, 247),
+        ("Serve the model", 247, 301),
+        ("Count", 301, 303),
+        ("Down", 303, 314),
+    ]
     return {
         "job": {"status": "SUCCEEDED", "id": "raysubmit_8c1f", "run": "demo-0413"},
         "training": {

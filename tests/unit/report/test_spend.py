@@ -6,6 +6,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from rayburst.report.history import node_lives
 from rayburst.report.spend import PURPOSES, spend, summed
 

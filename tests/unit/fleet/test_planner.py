@@ -1,0 +1,229 @@
+"""The planner: on-prem first, then spot, on-demand only when named; caps never below what lives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rayburst.fleet.packing import LabelRule, Request, RequestKind
+from rayburst.fleet.planner import (
+    DRAIN_VISIBLE_S,
+    POOL_COOLDOWN_S,
+    ActionKind,
+    Caps,
+    Demand,
+    FleetView,
+    NodeState,
+    NodeView,
+    PoolView,
+    plan_fleet,
+)
+from rayburst.fleet.spec import Market
+
+NOW = 1_000.0
+CPU = Request(resources={"CPU": 1})
+ON_DEMAND = LabelRule(key="rayburst.io/market", values=frozenset({"on-demand"}))
+
+
+def pool(name: str, market: Market, price: float | None, most: int = 2, least: int = 0) -> PoolView:
+    return PoolView(
+        name=name,
+        market=market,
+        resources={"CPU": 1.0, "memory": 2e9},
+        labels={"rayburst.io/market": str(market), "rayburst.io/pool": name},
+        price_usd_per_hour=price,
+        min_hosts=least,
+        max_hosts=most,
+    )
+
+
+POOLS = (
+    pool("cloud", Market.ON_DEMAND, 3.06),
+    pool("spot-b", Market.SPOT, 0.95),
+    pool("spot-a", Market.SPOT, 0.92),
+    pool("rack", Market.ON_PREM, 0.35),
+)
+
+
+def node(host: str, state: NodeState = NodeState.RUNNING, **facts: float) -> NodeView:
+    busy = facts.pop("busy", 0)
+    return NodeView(
+        host=host,
+        pool=host.rsplit("-", 1)[0],
+        state=state,
+        total={"CPU": 1.0},
+        available={"CPU": 0.0 if busy else 1.0},
+        **facts,
+    )
+
+
+def view(*nodes: NodeView, pools: tuple[PoolView, ...] = POOLS) -> FleetView:
+    return FleetView(now=NOW, idle_timeout_s=60.0, pools=pools, nodes=nodes)
+
+
+def caps(fleet: FleetView, *requests: Request) -> dict[str, int]:
+    return {k: v.max for k, v in plan_fleet(fleet, Demand(requests=requests)).caps.items()}
+
+
+def test_all_pools_are_closed_without_demand():
+    assert caps(view()) == {"cloud": 0, "spot-b": 0, "spot-a": 0, "rack": 0}
+
+
+def test_on_prem_fills_first_then_the_cheapest_spot_and_never_on_demand():
+    assert caps(view(), *[CPU] * 5) == {"rack": 2, "spot-a": 2, "spot-b": 1, "cloud": 0}
+    plan = plan_fleet(view(), Demand(requests=[CPU] * 9))
+    assert plan.caps["cloud"] == Caps(min=0, max=0)
+    unmet = [a for a in plan.actions if a.kind is ActionKind.UNMET]
+    assert [a.count for a in unmet] == [3]
+
+
+def test_on_demand_opens_when_a_request_names_it_by_label():
+    named = replace(CPU, selector=[ON_DEMAND])
+    assert caps(view(), CPU, named) == {"rack": 1, "spot-a": 0, "spot-b": 0, "cloud": 1}
+
+
+def test_a_negated_label_does_not_name_on_demand():
+    not_spot = LabelRule(key="rayburst.io/market", values=frozenset({"spot"}), negated=True)
+    not_cloud = replace(ON_DEMAND, negated=True)
+    full = view(node("rack-1", busy=1), node("rack-2", busy=1))
+    assert caps(full, replace(CPU, selector=[not_spot]))["cloud"] == 0
+    assert caps(full, replace(CPU, selector=[not_cloud])) == {
+        "rack": 2,
+        "spot-a": 1,
+        "spot-b": 0,
+        "cloud": 0,
+    }
+
+
+def test_work_that_fits_a_launching_node_opens_nothing_more():
+    assert caps(view(node("rack-1", NodeState.LAUNCHING)), CPU)["rack"] == 1
+
+
+def test_a_standing_request_counts_busy_nodes_and_a_task_does_not():
+    busy = view(node("rack-1", busy=1))
+    assert caps(busy, replace(CPU, kind=RequestKind.FLOOR))["rack"] == 1
+    assert caps(busy, CPU)["rack"] == 2
+
+
+def test_draining_nodes_serve_nothing_and_stay_under_the_cap_until_ray_has_seen_them():
+    fresh = node("spot-a-1", NodeState.DRAINING, draining_since=NOW - 1)
+    seen = node("spot-a-1", NodeState.DRAINING, draining_since=NOW - DRAIN_VISIBLE_S - 1)
+    full = (node("rack-1", busy=1), node("rack-2", busy=1))
+    assert caps(view(*full, fresh))["spot-a"] == 1
+    assert caps(view(*full, seen))["spot-a"] == 0
+    assert caps(view(*full, seen), CPU)["spot-a"] == 1
+    assert caps(view(*full, seen), *[CPU] * 3) == {
+        "rack": 2,
+        "spot-a": 1,  # two hosts at most, the draining one included
+        "spot-b": 2,
+        "cloud": 0,
+    }
+
+
+def test_a_pool_that_failed_is_closed_for_a_while_and_the_next_opens():
+    failed = tuple(
+        replace(p, failed_at=NOW - 1, failed_why="no capacity") if p.name == "rack" else p
+        for p in POOLS
+    )
+    assert caps(view(pools=failed), CPU) == {"rack": 0, "spot-a": 1, "spot-b": 0, "cloud": 0}
+    healed = tuple(replace(p, failed_at=NOW - POOL_COOLDOWN_S) for p in POOLS)
+    assert caps(view(pools=healed), CPU)["rack"] == 1
+
+
+def test_a_pool_that_was_interrupted_lately_comes_after_its_neighbours():
+    pools = tuple(
+        replace(p, interrupted_at=NOW - 5) if p.name == "spot-a" else p
+        for p in POOLS
+        if p.name != "rack"
+    )
+    assert caps(view(pools=pools), CPU) == {"spot-a": 0, "spot-b": 1, "cloud": 0}
+
+
+def test_unknown_prices_come_last_in_their_market():
+    pools = (pool("mystery", Market.SPOT, None), pool("known", Market.SPOT, 9.0))
+    assert caps(view(pools=pools), CPU) == {"mystery": 0, "known": 1}
+
+
+def test_idle_hosts_are_given_back_but_not_those_that_something_needs():
+    idle, rested = node("rack-1", idle_s=61), node("spot-a-1", idle_s=90)
+    kept = replace(CPU, kind=RequestKind.FLOOR)
+    plan = plan_fleet(view(idle, rested), Demand())
+    assert {a.subject for a in plan.actions if a.kind is ActionKind.RELEASE} == {
+        "rack-1",
+        "spot-a-1",
+    }
+    plan = plan_fleet(view(idle, rested), Demand(requests=[kept]))
+    assert [a.subject for a in plan.actions if a.kind is ActionKind.RELEASE] == ["spot-a-1"]
+    assert plan.caps["spot-a"].max == 1, "the cap stays until the host is gone"
+
+
+def test_min_hosts_are_launched_and_never_given_back():
+    pools = (pool("rack", Market.ON_PREM, 0.35, most=3, least=1),)
+    assert plan_fleet(view(pools=pools), Demand()).caps == {"rack": Caps(min=1, max=1)}
+    plan = plan_fleet(view(node("rack-1", idle_s=999), pools=pools), Demand())
+    assert plan.actions == ()
+
+
+def test_bundles_that_must_be_apart_get_nodes_of_their_own():
+    big = (replace(pool("rack", Market.ON_PREM, 0.35, most=4), resources={"CPU": 8.0}),)
+    assert caps(view(pools=big), *[CPU] * 3) == {"rack": 1}
+    assert caps(view(pools=big), *[replace(CPU, apart="gang")] * 3) == {"rack": 3}
+
+
+nodes = st.lists(
+    st.builds(
+        lambda pool, n, state, busy, idle, since: node(
+            f"{pool}-{n}", state, busy=busy, idle_s=idle, draining_since=NOW - since
+        ),
+        pool=st.sampled_from([p.name for p in POOLS]),
+        n=st.integers(0, 9),
+        state=st.sampled_from(NodeState),
+        busy=st.integers(0, 1),
+        idle=st.floats(0, 200),
+        since=st.floats(0, 20),
+    ),
+    max_size=8,
+    unique_by=lambda n: n.host,
+)
+requests = st.lists(
+    st.builds(
+        Request,
+        resources=st.sampled_from([{"CPU": 1.0}, {"CPU": 0.5}, {"GPU": 1.0}, {"CPU": 4.0}]),
+        kind=st.sampled_from(RequestKind),
+        selector=st.sampled_from([(), (ON_DEMAND,)]),
+    ),
+    max_size=12,
+)
+
+
+@given(nodes, requests)
+def test_caps_never_exceed_the_pool_and_never_fall_below_healthy_nodes(nodes, requests):
+    fleet = view(*nodes)
+    plan = plan_fleet(fleet, Demand(requests=requests))
+    assert plan == plan_fleet(fleet, Demand(requests=requests))
+    for p in POOLS:
+        cap = plan.caps[p.name]
+        healthy = sum(n.pool == p.name and n.state is not NodeState.DRAINING for n in nodes)
+        living = sum(n.pool == p.name for n in nodes)
+        assert cap.min <= cap.max
+        assert cap.max >= healthy
+        assert cap.max <= max(p.max_hosts, living)
+    assert all(action.why for action in plan.actions)
+
+
+@given(nodes, requests)
+def test_granting_what_was_asked_for_ends_the_asking(nodes, requests):
+    """Nodes granted at one tick serve the same demand at the next: no oscillation."""
+    fleet = view(*nodes)
+    opened = [
+        a for a in plan_fleet(fleet, Demand(requests=requests)).actions if a.kind is ActionKind.OPEN
+    ]
+    new = [
+        node(f"{action.subject}-new{i}", NodeState.LAUNCHING)
+        for action in opened
+        for i in range(action.count)
+    ]
+    again = plan_fleet(view(*nodes, *new), Demand(requests=requests))
+    assert not [a for a in again.actions if a.kind is ActionKind.OPEN]

@@ -1,0 +1,71 @@
+"""The provider keeps what Ray's adapter needs, and only carries out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ray.autoscaler.tags import TAG_RAY_LAUNCH_REQUEST, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
+
+from rayburst.errors import PoolError
+from rayburst.fleet import provider as module
+from rayburst.fleet.layout import FleetDir
+from rayburst.fleet.pools.fake import FakePool
+from rayburst.fleet.spec import FleetSpec
+
+SPEC = FleetSpec.parse(
+    """
+name: test
+object_store: {kind: embedded}
+pools:
+  - {name: rack, kind: process, market: on-prem, shape: {cpus: 1, memory: 1GiB}, hosts: {max: 2}}
+"""
+)
+
+
+def tags(request: str) -> dict[str, str]:
+    return {
+        TAG_RAY_NODE_KIND: "worker",
+        TAG_RAY_USER_NODE_TYPE: "rack",
+        TAG_RAY_LAUNCH_REQUEST: request,
+    }
+
+
+@pytest.fixture
+def pool() -> FakePool:
+    return FakePool(SPEC.pool("rack"), clock=lambda: 50.0, failures=[None, "no capacity"])
+
+
+@pytest.fixture
+def provider(tmp_path, monkeypatch, pool):
+    monkeypatch.setattr(module, "open_pools", lambda fleet: {"rack": pool})
+    return module.HybridNodeProvider({"fleet_dir": str(tmp_path)}, "test")
+
+
+def test_building_one_starts_nothing_and_lists_the_head(provider):
+    assert provider.non_terminated_nodes({}) == ["head"]
+    assert provider.node_tags("head")[TAG_RAY_NODE_KIND] == "head"
+
+
+def test_every_tag_is_kept_the_launch_request_included(provider):
+    (host,) = provider.create_node({"pool": "rack"}, tags("req-1"), 1)
+    assert provider.node_tags(host) == tags("req-1")
+    provider.set_node_tags(host, {"ray-node-status": "up-to-date"})
+    assert provider.node_tags(host) == {**tags("req-1"), "ray-node-status": "up-to-date"}
+    assert provider.non_terminated_nodes({TAG_RAY_NODE_KIND: "worker"}) == [host]
+
+
+def test_a_failed_launch_is_raised_and_left_on_record_for_the_planner(provider, tmp_path):
+    provider.create_node({}, tags("req-1"), 1)
+    with pytest.raises(PoolError, match="no capacity"):
+        provider.create_node({}, tags("req-2"), 1)
+    failure = json.loads((FleetDir(tmp_path).path / "failures" / "rack.json").read_text())
+    assert "no capacity" in failure["why"]
+
+
+def test_terminating_twice_and_the_unknown_is_no_error(provider, pool):
+    (host,) = provider.create_node({}, tags("req-1"), 1)
+    provider.terminate_nodes([host, host, "rack-ffff"])
+    assert provider.is_terminated(host)
+    assert provider.non_terminated_nodes({}) == ["head"]
+    assert pool.hosts()[0].gone_why == "ended by the autoscaler"

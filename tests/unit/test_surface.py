@@ -1,0 +1,89 @@
+"""The public surface and the command line are frozen here: changing them is a decision."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import click
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import rayburst
+from rayburst.cli import app
+
+PUBLIC = ["Job", "Platform", "RayburstError", "__version__", "connect", "runtime_env"]
+
+COMMANDS = {
+    "cost": ["--help", "--json", "name"],
+    "demo": ["--help", "--keep", "--name"],
+    "down": ["--help", "name"],
+    "env": ["--help", "name"],
+    "events": ["--help", "--json", "--node", "name"],
+    "fleet check": ["--help", "file"],
+    "fleet render": ["--help", "file"],
+    "fleet schema": ["--help"],
+    "interrupt": ["--fleet", "--help", "--notice", "node"],
+    "logs": ["--fleet", "--follow", "--help", "-f", "what"],
+    "status": ["--help", "name"],
+    "submit": ["--fleet", "--help", "--no-wait", "--wait", "--working-dir", "entrypoint"],
+    "up": ["--dashboard-port", "--help", "--name", "--serve-port", "file"],
+}
+
+
+def commands(group: click.Group, prefix: str = "") -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            found |= commands(command, f"{prefix}{name} ")
+        else:
+            words = [w for p in command.params for w in (*p.opts, *p.secondary_opts)]
+            found[prefix + name] = sorted({*words, "--help"})
+    return found
+
+
+def test_the_package_exports_what_it_promises():
+    assert sorted(rayburst.__all__) == PUBLIC
+    for name in PUBLIC:
+        assert getattr(rayburst, name) is not None
+    with pytest.raises(AttributeError, match="connect"):
+        _ = rayburst.conect
+
+
+def test_the_command_line_has_these_commands_and_options():
+    found = commands(typer.main.get_command(app))
+    assert found == COMMANDS
+
+
+@pytest.mark.parametrize("command", [[], *(name.split() for name in COMMANDS)])
+def test_every_command_explains_itself(command):
+    result = CliRunner().invoke(app, [*command, "--help"])
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) > 5
+
+
+def test_both_ways_in_print_the_same():
+    answers = [
+        subprocess.run(
+            [*way, "fleet", "schema"], capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+        for way in ([sys.executable, "-m", "rayburst"], [f"{sys.prefix}/bin/rayburst"])
+    ]
+    assert answers[0] == answers[1]
+    assert json.loads(answers[0])["title"]
+
+
+def test_errors_are_one_clear_line_and_exit_code_1(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "rayburst", "status", "nope"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: no fleet named 'nope'")
+    assert "rayburst up" in result.stderr
+    assert "Traceback" not in result.stderr
