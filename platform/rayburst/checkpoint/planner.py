@@ -1,7 +1,7 @@
 """How rayburst plans a save and a load on top of torch.distributed.checkpoint (DCP).
 
 DCP decides which rank writes which box of which tensor, and how stored boxes fill other ones.
-Added here: large replicated tensors are cut into rows of about 8 MiB so that all replicas share
+Added here: large replicated tensors are cut into rows of 2 MiB or more so that all replicas share
 the work; the dealing counts each piece's own bytes; leaves that are no tensors become JSON where
 JSON holds them exactly; a load refuses other shapes and dtypes instead of converting.
 """
@@ -45,7 +45,7 @@ from rayburst.errors import CheckpointError
 
 __all__ = ["EncodedBytes", "StateLoadPlanner", "StateSavePlanner"]
 
-SLICE_BYTES = 8 * 1024 * 1024
+SLICE_BYTES = 2 * 1024 * 1024
 _SLICES = 64
 
 
@@ -188,7 +188,8 @@ def deal(plans: list[SavePlan]) -> list[SavePlan]:
             sizes[item.index] = _item_bytes(item)
     load = [0] * len(plans)
     chosen: dict[MetadataIndex, int] = {}
-    for index, ranks in holders.items():
+    for index in sorted(holders, key=lambda i: -sizes[i]):  # stable: large ones first
+        ranks = holders[index]
         rank = min(ranks, key=load.__getitem__)
         load[rank] += sizes[index]
         chosen[index] = rank

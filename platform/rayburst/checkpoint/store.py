@@ -136,14 +136,25 @@ class ObjectStore:
         return bytes(self.get_range_buffer(key, start, length))
 
     def get_range_buffer(self, key: str, start: int, length: int) -> memoryview:
-        """`get_range` without a copy into Python bytes."""
+        """`get_range` without a copy into Python bytes; empty from behind the object's end."""
         if length == 0:
             return memoryview(b"")
         path = self._path(key)
-        return self._call(
-            key,
-            lambda: memoryview(obstore.get_range(self._backend, path, start=start, length=length)),
-        )
+
+        def read() -> memoryview:
+            data = obstore.get_range(self._backend, path, start=start, length=length)
+            return memoryview(data)
+
+        try:
+            return self._call(key, read)
+        except ObjectNotFoundError:
+            raise
+        except StoreError:
+            # stores answer a range behind the end with an error of their own
+            size = self.size(key)
+            if size is not None and start >= size:
+                return memoryview(b"")
+            raise
 
     def put(
         self,

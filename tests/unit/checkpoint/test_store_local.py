@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from rayburst.checkpoint.store import ObjectStore, StoreOptions
 from rayburst.errors import ObjectExistsError, ObjectNotFoundError, StoreError
 
@@ -22,6 +23,7 @@ def test_put_get_range_size_delete(store: ObjectStore) -> None:
     assert store.get_range("a/b", 1, 3) == b"ell"
     assert store.get_range("a/b", 3, 100) == b"lo"
     assert store.get_range("a/b", 0, 0) == b""
+    assert store.get_range("a/b", 5, 4) == b""
     assert store.size("a/b") == 5
     assert store.exists("a/b")
     store.delete("a/b")
