@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rayburst.report import lane, numbers, svg
+from rayburst.report import phases as strip
 from rayburst.report.axis import WIDTH, time_axis, time_scale
 from rayburst.report.history import Interval, NodeLife, Run
 from rayburst.report.interruption import Interruption
@@ -20,7 +21,7 @@ def draw(
     run: Run,
     *,
     span: Interval,
-    phases: Sequence[tuple[str, int, int]],
+    phases: Sequence[strip.Phase],
     checkpoints: Sequence[int],
     interruptions: Sequence[Interruption],
 ) -> str:
@@ -28,10 +29,10 @@ def draw(
     x = time_scale(span)
     rows = _rows(lives)
     height = _row_height(len(rows))
-    top = 30.0 if phases else 6.0
+    acts, top = strip.draw(phases, x)
     first = top + (lane.HEIGHT if run.window else 0.0)
     bottom = first + height * len(rows) + 4
-    parts = [*time_axis(span, top, bottom), *_phases(phases, x)]
+    parts = [*time_axis(span, top, bottom), *acts]
     for place, (_, stays) in enumerate(rows):
         parts += _row(stays, x, first + height * place, height, span[1])
     lanes, labels = lane.draw(run, x, top, checkpoints)
@@ -56,16 +57,6 @@ def _rows(lives: Sequence[NodeLife]) -> list[tuple[str, list[NodeLife]]]:
 
 def _row_height(rows: int) -> float:
     return 27.0 if rows <= 16 else max(7.0, 432.0 / rows)
-
-
-def _phases(phases: Sequence[tuple[str, int, int]], x: svg.Scale) -> list[str]:
-    parts = []
-    for name, start, end in phases:
-        left, right = x(start), x(end)
-        parts.append(svg.rect(left + 1, 20, right - left - 2, 3, "grey", tip=f"phase: {name}"))
-        if right - left > 7.0 * len(name) + 4:
-            parts.append(svg.text((left + right) / 2, 14, name, "quiet small mid"))
-    return parts
 
 
 def _row(

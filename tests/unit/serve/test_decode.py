@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from rayburst.serve.decode import Generation, generate, score
 from rayburst.train.gpt import GPT, GPTConfig
 

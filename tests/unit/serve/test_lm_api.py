@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+
 from rayburst.serve.lm_api import GenerateRequest, ModelInfo, build_api
 
 

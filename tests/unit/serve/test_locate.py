@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from rayburst.errors import CheckpointError
 from rayburst.serve.locate import locate
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import requests
+
 from rayburst.errors import DeployError
 from rayburst.serve.deploy import delete, deploy, merged, statuses
 
