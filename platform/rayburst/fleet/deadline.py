@@ -142,11 +142,13 @@ class DeadlinePolicy:
 
     def table(self, key: TableKey) -> SlackTable:
         """The solved table of a key, from memory where it is there."""
-        found = self._tables.pop(key, None)
-        found = solve(key) if found is None else found
-        self._tables[key] = found
-        while len(self._tables) > self._most:
-            self._tables.popitem(last=False)
+        found = self._tables.get(key)
+        if found is None:
+            found = self._tables[key] = solve(key)
+            if len(self._tables) > self._most:
+                self._tables.popitem(last=False)
+        else:
+            self._tables.move_to_end(key)
         return found
 
     def _within_deadline(self, state: JobMarketState, live: ZoneNow | None) -> Decision:
@@ -173,7 +175,7 @@ class DeadlinePolicy:
 
     def _cheapest(self, state: JobMarketState) -> Decision:
         offered = [z for z in state.zones if z.up]
-        best = max(offered or state.zones, key=lambda z: _worth(z, state), default=None)
+        best = _best(offered or state.zones, state.changeover_s)
         if best is None:
             return Decision(action=Runs.ON_DEMAND, why="no spot zone may be used")
         table = self.table(table_key(state, best))
@@ -237,11 +239,17 @@ def _late_s(state: JobMarketState, live: ZoneNow | None) -> float:
     return max(0.0, state.work_left_s + owed_s - state.time_left_s)
 
 
-def _worth(zone: ZoneNow, state: JobMarketState) -> tuple[float, float, str]:
-    """Useful share of the time a start here is expected to last, per dollar; name breaks ties."""
-    lasts_s = zone.hazards.expected_up_s(zone.age_s if zone.up else 0.0)
-    useful = max(lasts_s - state.changeover_s, 0.0) / lasts_s
-    return (useful / zone.usd_per_hour, zone.age_s, zone.name)
+def _best(zones: Sequence[ZoneNow], changeover_s: float) -> ZoneNow | None:
+    """The zone where a start brings most useful time a dollar; age, then name break ties."""
+    if len(zones) < 2:
+        return zones[0] if zones else None
+
+    def worth(zone: ZoneNow) -> tuple[float, float, str]:
+        lasts_s = zone.hazards.expected_up_s(zone.age_s if zone.up else 0.0)
+        useful = max(lasts_s - changeover_s, 0.0) / lasts_s
+        return (useful / zone.usd_per_hour, zone.age_s, zone.name)
+
+    return max(zones, key=worth)
 
 
 def _age_s(state: JobMarketState, best: ZoneNow, up: bool) -> float:
@@ -256,7 +264,7 @@ def _within_budget(
     On-demand that would leave too little to end even on spot gives way to spot, then to waiting:
     the deadline is then missed because of the budget, and the decision says so.
     """
-    spot = live or max((z for z in state.zones if z.up), key=lambda z: _worth(z, state), default=None)
+    spot = live or _best([z for z in state.zones if z.up], state.changeover_s)
     for action in dict.fromkeys((wanted.action, Runs.SPOT, Runs.IDLE)):
         if action is Runs.SPOT and spot is None:
             continue

@@ -15,6 +15,7 @@ Knows no clock and no cloud: `observe` is told the time. Nothing here is fitted 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -44,10 +45,7 @@ Floats = npt.NDArray[np.float64]
 
 def age_bin(age_s: float) -> int:
     """The index of the age bin that holds `age_s` (0 for a run seen for the first time now)."""
-    index = 0
-    while index + 1 < BINS and age_s >= AGE_EDGES_S[index + 1] - 1e-6:
-        index += 1
-    return index
+    return bisect_right(AGE_EDGES_S, age_s + 1e-6) - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -172,14 +172,19 @@ class _Shift:
     """Read rows of values at `slack - d`, linear between lattice points."""
 
     def __init__(self, d: float):
-        at = np.clip(np.arange(SLACK_STEPS + 1) - d, 0, None)
-        self._low = at.astype(int)
-        self._high = np.minimum(self._low + 1, SLACK_STEPS)
-        self._part = (at - self._low).astype(np.float32)
+        self._whole = min(int(np.ceil(d)), SLACK_STEPS)
+        self._part = np.float32(np.ceil(d) - d)
 
     def __call__(self, values: Floats) -> Floats:
-        low, high = values[:, self._low], values[:, self._high]
-        return low + (high - low) * self._part
+        whole = self._whole
+        out = np.empty_like(values)
+        out[:, :whole] = values[:, :1]
+        low = values[:, : SLACK_STEPS + 1 - whole]
+        if self._part:
+            high = values[:, 1 : SLACK_STEPS + 2 - whole]
+            low = low + (high - low) * self._part
+        out[:, whole:] = low
+        return out
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
