@@ -27,7 +27,8 @@ _SECRET_NAMES = (
     "AZURE_CLIENT_SECRET",
     "GOOGLE_SERVICE_ACCOUNT_KEY",
 )
-_CODE = re.compile(r"<Code>([^<]{1,80})</Code>")
+_CODE = re.compile(r"(?:<Code>|\(code: )([A-Za-z0-9]{1,80})[<)]")
+_REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
 
 
 def translate(name: str, error: Exception) -> StoreError:
@@ -42,7 +43,8 @@ def translate(name: str, error: Exception) -> StoreError:
         return ObjectNotFoundError(f"{name}: no such object")
     if isinstance(error, AlreadyExistsError | PreconditionError | FileExistsError):
         return ObjectExistsError(f"{name}: the object is already there; another writer was first")
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError):
+    refused = isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError)
+    if refused or _REFUSED & set(codes):
         return StoreError(
             f"{name}: the store refused these credentials. They come from the environment "
             f"(AWS_ACCESS_KEY_ID, ...) or the instance role and need to read, write and list "

@@ -15,6 +15,7 @@ takes its manifest back if one is gone.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -43,6 +44,7 @@ from rayburst.errors import (
 __all__ = ["LEASE_S", "SaveSession", "Ticket"]
 
 LEASE_S = 900.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +120,8 @@ class SaveSession:
         while not self._stop.wait(self._lease_s / 4):
             try:
                 self._renew()
-            except StoreError:
+            except StoreError as error:
+                _log.warning("the lease was not renewed: %s", error)
                 continue  # the age of the lease is looked at again before and after the commit
 
     def commit(self, manifest: Manifest) -> Manifest:
@@ -139,7 +142,11 @@ class SaveSession:
                 self._store.delete(manifest_key(manifest.step))
                 raise
         self._reached(SaveStep.COMMITTED)
-        hint(self._store, manifest.step)
+        try:
+            hint(self._store, manifest.step)
+        except StoreError as error:
+            # the manifest is there: the save stands, and a list finds it
+            _log.warning("step %d is committed; its hint is not written: %s", manifest.step, error)
         self._reached(SaveStep.HINTED)
         self.release()
         self._reached(SaveStep.RELEASED)
@@ -188,7 +195,10 @@ class SaveSession:
         self._stop.set()
         if self._heart is not None:
             self._heart.join()
-        self._store.delete(lease_key(self.ticket.save))
+        try:
+            self._store.delete(lease_key(self.ticket.save))
+        except StoreError as error:
+            _log.warning("a lease stays until it is dead: %s", error)
 
 
 def hint(store: ObjectStore, step: int) -> None:

@@ -6,8 +6,9 @@ and credentials come from the environment or the instance role, as obstore reads
 
 Calls block, release the GIL and may be made from many threads. Throttling, server errors and
 broken connections are retried with exponential backoff and jitter; every request has a time-out.
-Over plain http the payload is signed, so the server refuses bytes that changed on the way; over
-https TLS does that and the hash is saved.
+Every S3 upload carries a CRC-64/NVME that the server checks, so bytes that change on the way are
+refused and sent again. (A signed payload is not enough: SeaweedFS stores a wrong one. The checksum
+costs 0.5 ms of CPU a MB, signing by SHA-256 three times that.)
 
 It deliberately does not know what a checkpoint is.
 """
@@ -34,6 +35,7 @@ __all__ = ["ObjectInfo", "ObjectStore", "StoreOptions"]
 
 _REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 _ALLOWED = "s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, file:///folder, /folder"
+_UPLOAD_TRIES = 4
 T = TypeVar("T")
 
 
@@ -177,9 +179,17 @@ class ObjectStore:
             self._call(key, lambda: put_file(target, data, if_absent=if_absent))
             return
         mode: Any = "create" if if_absent else "overwrite"
-        self._call(
-            key, lambda: obstore.put(self._backend, path, data, mode=mode, use_multipart=False)
-        )
+        for attempt in range(_UPLOAD_TRIES):
+            try:
+                self._call(
+                    key,
+                    lambda: obstore.put(self._backend, path, data, mode=mode, use_multipart=False),
+                )
+                return
+            except StoreError as error:
+                # the client takes a 400 as final, but wrong bytes on the wire are an accident
+                if "BadDigest" not in str(error) or attempt + 1 == _UPLOAD_TRIES:
+                    raise
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Every object below the folder `prefix` ("a/b" lists a/b/c, not a/bc), in no order."""
@@ -255,7 +265,8 @@ def _remote(root: str, scheme: str, opts: StoreOptions) -> Any:
     }
     extra: dict[str, Any] = {}
     if scheme.startswith("s3"):
-        extra["unsigned_payload"] = not plain
+        extra["unsigned_payload"] = True
+        extra["checksum_algorithm"] = os.environ.get("AWS_CHECKSUM_ALGORITHM", "CRC64NVME")
         if endpoint:
             extra["endpoint"] = endpoint
     if plain or os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true":

@@ -20,7 +20,7 @@ import pytest
 
 ADMIN = ("admin-key", "admin-secret-0123456789")
 READER = ("reader-key", "reader-secret-0123456789")
-_bucket = itertools.count()
+_serial = itertools.count()
 
 
 def free_ports(count: int) -> list[int]:
@@ -50,12 +50,15 @@ class Server:
     endpoint: str
     env: dict[str, str]
 
-    def bucket(self) -> str:
-        """A fresh bucket's URI."""
+    def fresh(self) -> str:
+        """A URI where nothing is. One bucket for all: each would take volumes of its own."""
+        return f"s3://tests/{next(_serial)}"
+
+    def make_bucket(self) -> None:
+        """Make the bucket of `fresh`."""
         import boto3
         from botocore.config import Config
 
-        name = f"bucket-{next(_bucket)}"
         boto3.client(
             "s3",
             endpoint_url=self.endpoint,
@@ -63,8 +66,7 @@ class Server:
             aws_secret_access_key=self.env["AWS_SECRET_ACCESS_KEY"],
             region_name="us-east-1",
             config=Config(retries={"max_attempts": 10, "mode": "standard"}),
-        ).create_bucket(Bucket=name)
-        return f"s3://{name}"
+        ).create_bucket(Bucket="tests")
 
 
 def environment(endpoint: str, key: str, secret: str) -> dict[str, str]:
@@ -120,7 +122,7 @@ def _wait_until_ready(server: Server) -> None:
     deadline = time.monotonic() + 60
     while True:
         try:
-            server.bucket()
+            server.make_bucket()
             return
         except Exception:
             if time.monotonic() > deadline:
@@ -130,7 +132,7 @@ def _wait_until_ready(server: Server) -> None:
 
 @pytest.fixture
 def s3_uri(seaweed: Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A fresh bucket, with its endpoint and credentials in the environment."""
+    """A place where nothing is, with its endpoint and credentials in the environment."""
     for name, value in seaweed.env.items():
         monkeypatch.setenv(name, value)
-    return seaweed.bucket()
+    return seaweed.fresh()

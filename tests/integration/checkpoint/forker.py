@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 import torch
+
 from rayburst.checkpoint.checkpointer import Checkpointer, Options
 from rayburst.checkpoint.protocol import SaveStep
 

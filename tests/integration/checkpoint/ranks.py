@@ -12,9 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from rayburst.checkpoint import Checkpointer
-from rayburst.checkpoint.tree import flatten
-from rayburst.errors import CheckpointError
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -25,6 +22,10 @@ from torch.distributed.tensor.parallel import (
     RowwiseParallel,
     parallelize_module,
 )
+
+from rayburst.checkpoint import Checkpointer
+from rayburst.checkpoint.tree import flatten
+from rayburst.errors import CheckpointError
 
 LAYOUTS = {1: ["plain", "fsdp"], 2: ["plain", "fsdp", "tp"], 3: ["fsdp"], 4: ["fsdp", "tp_fsdp"]}
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from rayburst.checkpoint.catalog import newest_step, read_manifest
 from rayburst.checkpoint.checkpointer import Checkpointer
 from rayburst.checkpoint.gc import collect, plan_gc
