@@ -1,0 +1,157 @@
+"""Nodes come and go on Ray's demand: on-prem first, then spot, on-demand when named; on record."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import wait_for
+
+from rayburst.errors import FleetExistsError, JobError, NodeNotFoundError, PoolError
+from rayburst.fleet.layout import user_environment
+from rayburst.fleet.pools import open_pools
+
+WORK = Path(__file__).with_name("work.py")
+BIN = Path(sys.executable).parent
+pytestmark = pytest.mark.timeout(300)
+
+
+def submit(platform, release: Path, count: int, *labels: str):
+    words = " ".join(map(str, (WORK, release, count, *labels)))
+    return platform.submit(f"python {words}", working_dir=None)
+
+
+def up_nodes(platform, *pools: str):
+    """The living nodes once exactly these pools have one that is up."""
+
+    def probe():
+        nodes = [n for n in platform.fleet().nodes if n.state == "up"]
+        return nodes if sorted(n.pool for n in nodes) == sorted(pools) else None
+
+    return wait_for(probe, what=f"nodes of {pools}")
+
+
+def gone(platform, node: str) -> str:
+    def probe():
+        ends = [e.why for e in platform.events() if e.node == node and e.kind == "gone"]
+        return ends[0] if ends else None
+
+    return wait_for(probe, what=f"{node} to be on record as gone")
+
+
+def test_work_fills_on_prem_then_spot_is_interrupted_and_everything_is_given_back(
+    platform, tmp_path
+):
+    release = tmp_path / "release"
+    job = submit(platform, release, 3)
+    nodes = {n.pool: n.node for n in up_nodes(platform, "rack", "spot-a")}
+    wait_for(lambda: "pending: 1 x {CPU: 1}" in str(platform.fleet()) or None, what="one to wait")
+    assert "cloud" not in nodes, "on-demand is only for those who name it"
+
+    platform.interrupt(nodes["spot-a"], notice_s=6, why="spot reclaim")
+    assert "spot reclaim" in gone(platform, nodes["spot-a"])
+    second = {n.pool: n.node for n in up_nodes(platform, "rack", "spot-a")}["spot-a"]
+    platform.interrupt(second, notice_s=0, why="cable")
+    assert gone(platform, second) == "power cut: cable"
+
+    release.touch()
+    assert job.wait(timeout_s=120) == "SUCCEEDED"
+    assert "ran on" in job.logs()
+    assert "idle for" in gone(platform, nodes["rack"])
+
+    events = platform.events()
+    kinds = {e.node: [] for e in events}
+    for event in events:
+        kinds[event.node].append(event.kind)
+    assert kinds[nodes["rack"]] == ["requested", "up", "gone"]
+    assert kinds[nodes["spot-a"]] == ["requested", "up", "notice", "draining", "gone"]
+    assert kinds[second] == ["requested", "up", "gone"]
+    taken = {e.kind: e for e in events if e.node == nodes["spot-a"]}
+    assert taken["draining"].t - taken["notice"].t < 5
+    assert taken["gone"].t >= taken["notice"].deadline
+    first_requests = [e.pool for e in events if e.kind == "requested"][:2]
+    assert first_requests == ["rack", "spot-a"]
+    bill = platform.cost()
+    assert bill.usd_is_complete and 0 < bill.usd < bill.usd_if_on_demand
+
+
+def test_on_demand_comes_when_a_label_names_it(platform, tmp_path):
+    release = tmp_path / "release"
+    release.touch()
+    job = submit(platform, release, 1, "rayburst.io/market=on-demand")
+    assert job.wait(timeout_s=120) == "SUCCEEDED"
+    assert "ran on ['cloud-" in job.logs()
+
+
+def test_a_pool_never_exceeds_its_hosts(platform, fleet):
+    pool = open_pools(fleet)["rack"]
+    before = {host.id for host in pool.hosts()}
+    with pytest.raises(PoolError, match=r"at most 1.*max"):
+        pool.launch(2, tags={}, why="too many")
+    assert {host.id for host in pool.hosts()} <= before
+
+
+def test_a_second_up_of_the_same_name_is_refused(fleet, tmp_path):
+    from rayburst.dev.embedded import up
+
+    with pytest.raises(FleetExistsError, match="rayburst down it"):
+        up(fleet.path / "fleet.yaml", root=fleet.path.parents[1])
+
+
+def test_an_unknown_node_lists_the_known(platform):
+    with pytest.raises(NodeNotFoundError, match="living nodes: "):
+        platform.interrupt("spot-z-0000")
+
+
+def ray_cli(fleet, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, **user_environment(fleet, fleet.read_state())}
+    return subprocess.run(
+        [str(BIN / words[0]), *words[1:]],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=check,
+        timeout=120,
+    )
+
+
+def test_rays_own_commands_work(fleet):
+    command = [sys.executable, "-c", "print(6*7); import time; time.sleep(600)"]
+    ray_cli(
+        fleet, "ray", "job", "submit", "--no-wait", "--submission-id", "cli-job", "--", *command
+    )
+
+    def printed():
+        logs = ray_cli(fleet, "ray", "job", "logs", "cli-job", check=False).stdout
+        return True if "42" in logs else None
+
+    wait_for(printed, what="the job's output")
+    assert "cli-job" in ray_cli(fleet, "ray", "job", "list").stdout
+    ray_cli(fleet, "ray", "job", "stop", "cli-job")
+    assert "was stopped" in ray_cli(fleet, "ray", "job", "status", "cli-job").stdout
+    assert "Autoscaler status" in ray_cli(fleet, "ray", "status").stdout
+    assert ray_cli(fleet, "serve", "status").returncode == 0
+
+
+def test_without_the_token_nobody_gets_in(fleet):
+    import requests
+
+    reply = requests.get(f"{fleet.read_state().dashboard_url}/api/jobs/", timeout=10)
+    assert reply.status_code == 401
+    assert fleet.token_file.stat().st_mode & 0o077 == 0
+
+
+def test_a_job_that_does_not_exist_and_one_that_raises_end_with_their_words(platform):
+    missing = platform.submit("python no_such_file.py", working_dir=None)
+    with pytest.raises(JobError, match="No such file"):
+        missing.wait(timeout_s=120)
+    raising = platform.submit("python -c \"raise ValueError('seven')\"", working_dir=None)
+    with pytest.raises(JobError, match="ValueError: seven"):
+        raising.wait(timeout_s=120)
+    with pytest.raises(JobError, match="nope"):
+        platform.job("nope")
+    with pytest.raises(JobError, match="working_dir"):
+        platform.submit("true", working_dir="/no/such/folder")

@@ -1,0 +1,39 @@
+"""What several tests need: a small fleet file, and waiting for what should happen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+SPEC = """
+name: {name}
+object_store: {{kind: embedded}}
+limits: {{idle_timeout: 8s, drain: 10s}}
+pools:
+  - {{name: rack, kind: process, market: on-prem, shape: {{cpus: 1, memory: 1GiB}},
+     price: 0.35 USD/h, hosts: {{max: 1}}}}
+  - {{name: spot-a, kind: process, market: spot, shape: {{cpus: 1, memory: 1GiB}},
+     price: 0.92 USD/h, hosts: {{max: 1}}}}
+  - {{name: cloud, kind: process, market: on-demand, shape: {{cpus: 1, memory: 1GiB}},
+     price: 3.06 USD/h, hosts: {{max: 1}}}}
+"""
+
+
+def wait_for(probe: Callable[[], T | None], *, what: str, timeout_s: float = 90) -> T:
+    """Poll the system under test until `probe` gives something; a failure says what was missing."""
+    deadline = time.monotonic() + timeout_s
+    while (found := probe()) is None:
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
+        time.sleep(0.2)
+    return found
+
+
+def write_spec(folder: Path, name: str) -> Path:
+    file = folder / "fleet.yaml"
+    file.write_text(SPEC.format(name=name))
+    return file
