@@ -226,9 +226,19 @@ class CheckpointWriter(StorageWriter):
             parent=ticket_parent,
             tensors=tensors,
             objects=objects,
-            paths=metadata.planner_data or {name: (name,) for name in (*tensors, *objects)},
+            paths=_paths(metadata.planner_data, [*tensors, *objects]),
             about=s.about,
         )
+
+
+def _paths(found: Mapping[str, Any] | None, names: list[str]) -> dict[str, tuple[Any, ...]]:
+    """Paths in the manifest's form; DCP's own planners write a list's index as a bare int."""
+    if not found:
+        return {name: (name,) for name in names}
+    return {
+        name: tuple([[part] if isinstance(part, int) else part for part in path])
+        for name, path in found.items()
+    }
 
 
 def _stored_tensor(name: str, stored: TensorStorageMetadata, shards: list[Shard]) -> StoredTensor:
