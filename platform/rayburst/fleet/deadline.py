@@ -15,6 +15,7 @@ which hosts of a zone serve it is the planner's part.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from enum import StrEnum
 from rayburst.errors import SpecError
 from rayburst.fleet.hazards import Hazards, age_bin
 from rayburst.fleet.slack_table import STEPS, After, SlackTable, TableKey, solve
+
+_SHARES = 20  # changeovers are rounded to twentieths of a step, so that jobs share tables
 
 
 class Runs(StrEnum):
@@ -208,8 +211,8 @@ class DeadlinePolicy:
 
 def table_key(state: JobMarketState, zone: ZoneNow) -> TableKey:
     """The table that a job needs while `zone` is the one it would use."""
-    step_s = max(state.tick_s, state.horizon_s / STEPS)
-    ratio = state.on_demand_usd_per_hour / zone.usd_per_hour
+    step_s = max(state.tick_s, _table_step_s(state.horizon_s))
+    ratio = round(state.on_demand_usd_per_hour / zone.usd_per_hour, 2)
     if len(state.zones) == 1:
         hazards, other = zone.hazards, 0.0
     elif state.together is None:
@@ -221,11 +224,17 @@ def table_key(state: JobMarketState, zone: ZoneNow) -> TableKey:
         other = zone.other_up
     return TableKey(
         step_s=step_s,
-        changeover_s=state.changeover_s,
+        changeover_s=round(state.changeover_s / step_s * _SHARES) * step_s / _SHARES,
         price_ratio=ratio,
         hazards=hazards,
         other=other,
     )
+
+
+def _table_step_s(horizon_s: float) -> float:
+    """The next of 600 s times a power of the square root of 2, so that jobs share tables."""
+    power = math.ceil(2 * math.log2(horizon_s / STEPS / 600.0) - 1e-9)
+    return float(600.0 * 2.0 ** (power / 2))
 
 
 def _live(state: JobMarketState) -> ZoneNow | None:

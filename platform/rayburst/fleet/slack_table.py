@@ -204,8 +204,7 @@ class _Chain:
     def of(key: TableKey) -> _Chain:
         ages = _ageing(key.step_s)
         up, down = (
-            -np.expm1(-np.array(rates) * key.step_s)
-            for rates in (key.hazards.up, key.hazards.down)
+            -np.expm1(-np.array(rates) * key.step_s) for rates in (key.hazards.up, key.hazards.down)
         )
         free = up * (1.0 - key.other)  # not running on spot, only the loss of every zone counts
         return _Chain(

@@ -1,7 +1,7 @@
-"""Many jobs on one recorded market at once: what a choice costs and what it brings. Pure: numpy only.
+"""Many jobs on one recorded market at once: what a choice costs and brings. Pure: numpy only.
 
-    lanes = Lanes.of(jobs, rules, starts)
-    lanes.advance(rows, runs, zone)      # one tick for the jobs in `rows`
+    lanes = Lanes(jobs, rules)
+    lanes.advance(rows, tick, runs, zone)      # one tick for the jobs in `rows`
 
 A lane is one job. Each tick it is idle, on spot in a zone, or on-demand. A start first pays the
 changeover, at the price of what was started; then the tick's rest is work. The last tick is paid as

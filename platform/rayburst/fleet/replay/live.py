@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rayburst.fleet.deadline import DeadlinePolicy, JobMarketState, Runs, ZoneNow
-from rayburst.fleet.hazards import Hazards
+from rayburst.fleet.hazards import REFRESH_S, Hazards
 from rayburst.fleet.market import MarketRecord
 from rayburst.fleet.replay.lanes import IDLE, ON_DEMAND, SPOT, Bools, Ints, Lanes
 
@@ -26,8 +26,8 @@ class LivePolicy:
     """
 
     def __init__(self, prior: Hazards, zones: Sequence[str], *, use_history: bool = True):
-        refresh = {} if use_history else {"refresh_s": float("inf")}
-        self._record = MarketRecord(prior=prior, zones=zones, **refresh)
+        refresh_s = REFRESH_S if use_history else float("inf")
+        self._record = MarketRecord(prior=prior, zones=zones, refresh_s=refresh_s)
         self._policy = DeadlinePolicy()
         self._zones = list(zones)
         self._index = {name: i for i, name in enumerate(zones)}
@@ -36,9 +36,7 @@ class LivePolicy:
         """One reading of all zones."""
         self._record.observe(now_s, [bool(u) for u in up])
 
-    def __call__(
-        self, lanes: Lanes, rows: Ints, tick: int, up: Bools
-    ) -> tuple[Ints, Ints]:
+    def __call__(self, lanes: Lanes, rows: Ints, tick: int, up: Bools) -> tuple[Ints, Ints]:
         now = self._record.zones_now(usd_per_hour=[1.0] * len(self._zones))
         together = self._record.together()
         runs, zone = np.empty(len(rows), np.int64), np.full(len(rows), -1)

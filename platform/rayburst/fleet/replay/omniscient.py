@@ -3,9 +3,9 @@
     costs = omniscient(up, jobs, rules)      # one number a job, over all-on-demand
 
 Nothing can beat it: it sees every later tick. A state is (tick, slack, what runs and since when);
-slack is time left minus work left minus changeover owed, on a lattice that divides both the tick and
-the changeover, so nothing is rounded but the deadline (down to the lattice, where no plan can use
-the rest). Leaving an instance, or losing it, gives back what of its changeover was not paid yet.
+slack is time left minus work left minus changeover owed, on a lattice that divides the tick and the
+changeover, so nothing is rounded but the deadline (down to the lattice, where no plan can use the
+rest). Leaving an instance, or losing it, gives back what of its changeover was not paid yet.
 
 Knows no policy. Too slow for a fleet; it is a yardstick.
 """
@@ -82,51 +82,59 @@ class _Lattice:
         )
 
 
-def _solve(
-    up: Bools, start: npt.NDArray[np.int64], units: int, lattice: _Lattice
-) -> Floats:
+@dataclass(slots=True)
+class _Values:
+    """Least cost to come at the start of a tick, shape [jobs, slack], by what ran before it.
+
+    Attributes:
+        free: nothing runs. `paid`: on-demand, by age. `spot`: by zone and age.
+    """
+
+    free: Values
+    paid: list[Values]
+    spot: list[list[Values]]
+
+
+def _solve(up: Bools, start: npt.NDArray[np.int64], units: int, lattice: _Lattice) -> Floats:
     """Least cost in units at the spot price for jobs that start at `start` with `units` of time."""
     most = units - lattice.work
     if most < 0:
-        raise DataError(f"{units} units of time for {lattice.work} of work: no plan can end in time")
+        raise DataError(f"{units} units of time for {lattice.work} of work: no plan ends in time")
     slack = np.arange(most + 1)
-    ticks, zones, ages = -(-units // lattice.tick), up.shape[1], len(lattice.owed)
+    ticks, ages = -(-units // lattice.tick), len(lattice.owed)
     if int(start.max()) + ticks > len(up):
         raise DataError("a job's deadline lies after the end of the recording; start it earlier")
     end = np.where(units - ticks * lattice.tick - slack <= 0, np.float32(0), _NEVER)
-    free = np.repeat(end[None], len(start), axis=0).astype(np.float32)
-    spot = [[free.copy() for _ in range(ages)] for _ in range(zones)]
-    paid = [free.copy() for _ in range(ages)]
+    last = np.repeat(end[None], len(start), axis=0).astype(np.float32)
+    after = _Values(free=last, paid=[last] * ages, spot=[[last] * ages for _ in up[0]])
     for tick in range(ticks - 1, -1, -1):
         work = (units - tick * lattice.tick - slack).astype(np.float32)
-        go_on = np.clip(work, 0, lattice.tick)
-        fresh = np.clip(work + lattice.changeover, 0, lattice.tick)
-        done = work <= 0
-        nxt = _spend(free, lattice.tick)
-        np.minimum(nxt, lattice.ratio * fresh + _spend(paid[0], lattice.changeover), out=nxt)
-        here = up[start + tick]
-        for zone in range(zones):
-            rows = np.flatnonzero(here[:, zone])
-            if len(rows):
-                begin = fresh + _spend(spot[zone][0][rows], lattice.changeover)
-                nxt[rows] = np.minimum(nxt[rows], begin)
-        nxt[:, done] = 0
-        free = nxt
-        left = [_give_back(free, owed) for owed in lattice.owed]
-        paid = [
-            np.minimum(lattice.ratio * go_on + paid[min(a + 1, ages - 1)], left[a])
-            for a in range(ages)
-        ]
-        spot = [
-            [
-                np.where(here[:, z, None], np.minimum(go_on + spot[z][min(a + 1, ages - 1)], left[a]), left[a])
-                for a in range(ages)
-            ]
-            for z in range(zones)
-        ]
-        for values in (*paid, *(v for zone_values in spot for v in zone_values)):
-            values[:, done] = 0
-    return free[:, most].astype(np.float64)
+        after = _step(after, work, up[start + tick], lattice)
+    return after.free[:, most].astype(np.float64)
+
+
+def _step(after: _Values, work: Values, here: Bools, lattice: _Lattice) -> _Values:
+    """Values one tick earlier. `work` (owed included) by slack; `here` tells which zones are up."""
+    go_on = np.clip(work, 0, lattice.tick)
+    fresh = np.clip(work + lattice.changeover, 0, lattice.tick)
+    done, ratio, old = work <= 0, lattice.ratio, range(len(lattice.owed))
+    free = _spend(after.free, lattice.tick)
+    np.minimum(free, ratio * fresh + _spend(after.paid[0], lattice.changeover), out=free)
+    for zone, values in enumerate(after.spot):
+        rows = np.flatnonzero(here[:, zone])
+        begin = fresh + _spend(values[0][rows], lattice.changeover)
+        free[rows] = np.minimum(free[rows], begin)
+    free[:, done] = 0
+    left = [_give_back(free, owed) for owed in lattice.owed]
+    next_age = [min(age + 1, old[-1]) for age in old]
+    paid = [np.minimum(ratio * go_on + after.paid[next_age[a]], left[a]) for a in old]
+    spot = []
+    for zone, values in enumerate(after.spot):
+        lost = np.where(here[:, zone, None], np.float32(0), _NEVER)
+        spot.append([np.minimum(go_on + values[next_age[a]] + lost, left[a]) for a in old])
+    for kept in (*paid, *(v for of_zone in spot for v in of_zone)):
+        kept[:, done] = 0
+    return _Values(free=free, paid=paid, spot=spot)
 
 
 def _spend(values: Values, units: int) -> Values:

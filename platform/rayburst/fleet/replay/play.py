@@ -28,9 +28,7 @@ def market(traces: Sequence[ZoneTrace], nodes: int = 1) -> tuple[Bools, Bools]:
     return count >= nodes, count != UNKNOWN
 
 
-def play(
-    policy: Chooser | LivePolicy, up: Bools, known: Bools, jobs: Jobs, rules: Rules
-) -> Lanes:
+def play(policy: Chooser | LivePolicy, up: Bools, known: Bools, jobs: Jobs, rules: Rules) -> Lanes:
     """Run all jobs to their end under one policy.
 
     Args:

@@ -103,9 +103,7 @@ def _stitched(folder: Path, trace_set: str, polarity: Polarity) -> ZoneTrace:
     return _stitch(files, trace_set, folder.name, polarity)
 
 
-def _stitch(
-    files: Sequence[Path], trace_set: str, name: str, polarity: Polarity
-) -> ZoneTrace:
+def _stitch(files: Sequence[Path], trace_set: str, name: str, polarity: Polarity) -> ZoneTrace:
     """Windows of one recording, laid back to where they were cut."""
     flipped = polarity is not Polarity.AVAILABLE
     parts, ticks = [], set()
@@ -127,9 +125,7 @@ def _stitch(
             raise DataError(f"{path} contradicts another window of {name}; one of them is damaged")
         seen[:] = data
     spans = tuple(Span(start=s - first, stop=s - first + len(d)) for s, d, _ in parts)
-    return ZoneTrace(
-        trace_set=trace_set, name=name, tick_s=ticks.pop(), count=count, windows=spans
-    )
+    return ZoneTrace(trace_set=trace_set, name=name, tick_s=ticks.pop(), count=count, windows=spans)
 
 
 def _flip(data: Counts, flipped: bool, path: Path) -> Counts:
