@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from rayburst.train.gpt import GPT, PRESETS, GPTConfig
 
 SMALL = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=32)
