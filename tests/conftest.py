@@ -47,3 +47,4 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningS3]:
         yield RunningS3(uri="s3://tests", env=server.environment())
     finally:
         processes.end(processes.owned(folder), grace_s=0.0)
+        server.remove_sockets()

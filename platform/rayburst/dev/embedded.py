@@ -99,7 +99,7 @@ def up(
             env=env,
             log=fleet.logs / "supervisor.log",
         )
-        if state.store_endpoint:
+        if state.store_is_embedded:
             say(f"object store: {state.store_uri} at {state.store_endpoint}")
             store_server(fleet, state).wait_until_ready(
                 lambda: _tail(fleet.logs / "object-store.log"), timeout_s=90
@@ -196,6 +196,7 @@ def _prepare(
         ray_tmp=f"/tmp/rb-{token_hex(4)}",
         store_uri=f"s3://{BUCKET}" if embedded else str(spec.object_store.uri),
         store_endpoint=endpoint,
+        store_is_embedded=embedded,
     )
     write_atomically(fleet.path / "fleet.yaml", spec_file.read_text())
     write_atomically(fleet.token_file, token_hex(32), private=True)
@@ -343,6 +344,8 @@ def _give_back_hosts(fleet: FleetDir, clock: Callable[[], float]) -> None:
 def _remove_leftovers(fleet: FleetDir, state: FleetState | None) -> None:
     if state is not None:
         shutil.rmtree(state.ray_tmp, ignore_errors=True)
+        if state.store_is_embedded:
+            store_server(fleet, state).remove_sockets()
     for folder in ("hosts", "failures"):
         shutil.rmtree(fleet.path / folder, ignore_errors=True)
     for file in (HEAD_STARTED, "agent.json", "autoscaling.yaml", "token", "hosts.lock"):

@@ -69,6 +69,7 @@ class S3Server:
         """The server's command line. Nothing listens off `address`."""
         return [
             _weed(),
+            "-logtostderr",  # by default it logs to /tmp
             "server",
             f"-dir={self.folder / 'data'}",
             f"-ip={self.address}",
@@ -92,6 +93,13 @@ class S3Server:
         """Every port it holds while it runs."""
         ports = (self.s3_port, self._master, self._volume, self._filer)
         return [(self.address, p + twin) for p in ports for twin in (0, 10_000)]
+
+    def remove_sockets(self) -> None:
+        """Remove the local sockets that a server which was killed leaves behind."""
+        ports = {port for _, port in self.endpoints()}
+        for socket in Path("/tmp").glob("seaweedfs-*.sock"):
+            if int(socket.stem.rsplit("-", 1)[1]) in ports:
+                socket.unlink(missing_ok=True)
 
     def wait_until_ready(self, explain: Callable[[], str], *, timeout_s: float) -> None:
         """Wait until the S3 port answers; `explain` adds to the StartError when it does not."""

@@ -65,7 +65,7 @@ def main(folder: Path) -> None:
             wanted=(folder / HEAD_STARTED).exists,
         )
     ]
-    if state.store_endpoint is not None:
+    if state.store_is_embedded:
         server = store_server(fleet, state)
         services.insert(0, Service("object-store", server.command(), wanted=lambda: True))
     while True:

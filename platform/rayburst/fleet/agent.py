@@ -22,15 +22,17 @@ from pathlib import Path
 import psutil
 
 from rayburst.checkpoint.store import ObjectStore
+from rayburst.cost.ledger import make_bill
+from rayburst.errors import StoreError
 from rayburst.fleet import processes
 from rayburst.fleet._ray_hooks import Gcs, RayNodeStatus, RayView
-from rayburst.fleet.events import IMPATIENT, EventLog
+from rayburst.fleet.events import IMPATIENT, EventLog, NodeEvent
 from rayburst.fleet.files import read_json, write_atomically
 from rayburst.fleet.layout import FleetDir
 from rayburst.fleet.observer import Failure, events_of, fleet_view, new_tags
 from rayburst.fleet.planner import Action, ActionKind, Demand, Plan, plan_fleet
 from rayburst.fleet.pools import open_pools
-from rayburst.fleet.pools.base import Host
+from rayburst.fleet.pools.base import Host, Notice
 from rayburst.fleet.render import ray_config, to_yaml
 
 _TICK_S = 1.0
@@ -55,7 +57,8 @@ class Agent:
         self._gcs = gcs
         self._log = log
         self._clock = clock
-        self._journalled: set[str] = set()
+        self._journalled: dict[str, NodeEvent] = {}
+        self._past: list[NodeEvent] | None = None
         self._said: set[tuple[str, str]] = set()
 
     def tick(self) -> Plan | None:
@@ -70,6 +73,7 @@ class Agent:
         if plan is not None and ray is not None:
             self._write_caps(plan)
             self._release(plan, ray, now)
+            self._dismiss(plan, now)
         self._log.flush()
         self._forget(hosts, now)
         self._publish(now, ray, plan)
@@ -102,20 +106,34 @@ class Agent:
             for event in events_of(host, market):
                 if event.key not in self._journalled:
                     self._log.append(event)
-                    self._journalled.add(event.key)
+                    self._journalled[event.key] = event
                     _LOG.info("%s %s: %s", event.kind, event.node, event.why)
             if not host.lives:
                 # a host whose first process died alone may have left others behind
                 self._pools[host.pool].terminate(host.id, why=host.gone_why)
 
-    def _plan(self, hosts: list[Host], ray: RayView, now: float) -> Plan:
-        view = fleet_view(self._spec, hosts, ray, self._failures(), now)
+    def _plan(self, hosts: list[Host], ray: RayView, now: float) -> Plan | None:
+        try:
+            spent = self._spent(now)
+        except StoreError as error:
+            _LOG.warning("no plan while it is unknown what was spent: %s", error)
+            return None
+        view = fleet_view(self._spec, hosts, ray, self._failures(), now, spent_usd=spent)
         plan = plan_fleet(view, Demand(requests=ray.requests))
         for action in plan.actions:
             if (action.kind, action.subject) not in self._said:
                 _LOG.info("%s %s x%d: %s", action.kind, action.subject, action.count, action.why)
         self._said = {(action.kind, action.subject) for action in plan.actions}
         return plan
+
+    def _spent(self, now: float) -> float:
+        """Dollars since the event log began; read only where there is a budget to keep."""
+        if self._spec.limits.budget_usd is None:
+            return 0.0
+        if self._past is None:
+            self._past = self._log.read()
+        events = {event.key: event for event in self._past} | self._journalled
+        return make_bill(events.values(), now=now, on_demand_usd_per_hour=None).usd
 
     def _failures(self) -> dict[str, Failure]:
         found = {}
@@ -143,6 +161,13 @@ class Agent:
             ):
                 pool = self._pools[_pool_of(plan, action)]
                 pool.terminate(action.subject, why=f"given back: {action.why}")
+
+    def _dismiss(self, plan: Plan, now: float) -> None:
+        deadline = now + self._spec.limits.drain_s
+        for action in plan.actions:
+            if action.kind is ActionKind.DISMISS:
+                notice = Notice(given_at=now, deadline=deadline, why=action.why)
+                self._pools[_pool_of(plan, action)].notify(action.subject, notice)
 
     def _forget(self, hosts: list[Host], now: float) -> None:
         for host in hosts:

@@ -36,7 +36,8 @@ class FleetState:
         subnet: the fleet's own part of the loopback network, e.g. "127.40.7"; the head is `.1`.
         ports: every port by role, on the head's address.
         ray_tmp: Ray's temp folder, kept short because socket paths are limited to 107 bytes.
-        store_endpoint: None for a store that is not ours.
+        store_endpoint: None where the client's own default is meant (AWS itself).
+        store_is_embedded: whether the fleet runs the store itself.
     """
 
     name: str
@@ -46,6 +47,7 @@ class FleetState:
     ray_tmp: str
     store_uri: str
     store_endpoint: str | None
+    store_is_embedded: bool
     version: int = STATE_VERSION
 
     @property

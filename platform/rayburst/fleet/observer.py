@@ -30,12 +30,17 @@ def fleet_view(
     ray: RayView,
     failures: Mapping[str, Failure],
     now: float,
+    *,
+    spent_usd: float = 0.0,
 ) -> FleetView:
     """All the planner needs, from observations of the same second."""
     nodes = {node.host: node for node in ray.nodes if node.status is not RayNodeStatus.DEAD}
     return FleetView(
         now=now,
         idle_timeout_s=spec.limits.idle_timeout_s,
+        drain_s=spec.limits.drain_s,
+        budget_usd=spec.limits.budget_usd,
+        spent_usd=spent_usd,
         pools=[_pool_view(pool, hosts, failures.get(pool.name)) for pool in spec.pools],
         nodes=[
             _node_view(host, nodes.get(host.id), spec.pool(host.pool), now)

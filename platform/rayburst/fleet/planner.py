@@ -27,6 +27,9 @@ Lowering the cap earlier would make it stop a healthy node of the same pool."""
 POOL_COOLDOWN_S = 30.0
 """How long a pool stays closed after a launch failed, and ranks last after an interruption."""
 
+BUDGET_LAG_S = 3.0
+"""How long a decision may take to reach a host: two ticks and the host's own poll."""
+
 _MARKET_RANK = {Market.ON_PREM: 0, Market.SPOT: 1, Market.ON_DEMAND: 2}
 _MARKET_LABELS = ("rayburst.io/market", "ray.io/market-type")
 
@@ -76,10 +79,19 @@ class PoolView:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FleetView:
-    """All that the planner may know about supply, at the time `now` (unix seconds)."""
+    """All that the planner may know about supply, at the time `now` (unix seconds).
+
+    Attributes:
+        drain_s: how long a node that is sent away may still work.
+        budget_usd: all that may ever be spent; None is no limit.
+        spent_usd: what was spent up to `now`.
+    """
 
     now: float
     idle_timeout_s: float
+    drain_s: float = 30.0
+    budget_usd: float | None = None
+    spent_usd: float = 0.0
     pools: Sequence[PoolView]
     nodes: Sequence[NodeView]
 
@@ -104,6 +116,7 @@ class ActionKind(StrEnum):
 
     OPEN = "open"
     RELEASE = "release"
+    DISMISS = "dismiss"
     UNMET = "unmet"
 
 
@@ -111,8 +124,9 @@ class ActionKind(StrEnum):
 class Action:
     """One decision with its reason in words and numbers.
 
-    `open`: a pool may launch `count` nodes. `release`: an idle host is given back.
-    `unmet`: `count` requests that no pool can serve now.
+    `open`: a pool may launch `count` nodes. `release`: an idle host is given back. `dismiss`: a
+    working host gets notice, because the money is spent. `unmet`: `count` requests that no pool
+    can serve now.
     """
 
     kind: ActionKind
@@ -137,7 +151,12 @@ def plan_fleet(view: FleetView, demand: Demand) -> Plan:
     releases = _releases(view, keep, granted)
     return Plan(
         caps={pool.name: _caps(view, pool, granted) for pool in view.pools},
-        actions=(*_opened(view, granted), *releases, *_unmet(view, unplaced)),
+        actions=(
+            *_opened(view, granted),
+            *releases,
+            *_dismissals(view),
+            *_unmet(view, unplaced),
+        ),
     )
 
 
@@ -172,7 +191,7 @@ def _pool_for(
     candidates = [
         pool
         for pool in view.pools
-        if _closed(pool, view.now) is None
+        if _closed(pool, view) is None
         and _living(view, pool) + len(granted.get(pool.name, ())) < pool.max_hosts
         and (pool.market is not Market.ON_DEMAND or asks_for_on_demand(request.selector))
         and Bin.of(pool.name, pool.resources, pool.resources, pool.labels).fits(request)
@@ -195,10 +214,43 @@ def _rank(pool: PoolView, now: float) -> tuple[int, bool, bool, float, str]:
     return (_MARKET_RANK[pool.market], recent, price is None, price or 0.0, pool.name)
 
 
-def _closed(pool: PoolView, now: float) -> str | None:
-    if pool.failed_at is None or now - pool.failed_at >= POOL_COOLDOWN_S:
+def _closed(pool: PoolView, view: FleetView) -> str | None:
+    """Why nothing may be launched in a pool now; None when it may."""
+    if pool.failed_at is not None and view.now - pool.failed_at < POOL_COOLDOWN_S:
+        return f"{pool.name} failed {view.now - pool.failed_at:.0f} s ago: {pool.failed_why}"
+    if view.budget_usd is not None and pool.price_usd_per_hour is None:
+        return f"{pool.name} has no known price and the fleet has a budget"
+    return _over_budget(view, pool.price_usd_per_hour or 0.0)
+
+
+def _over_budget(view: FleetView, more_usd_per_hour: float = 0.0) -> str | None:
+    """Why no more may be spent, with the drain of all that lives reserved; None when it may.
+
+    A host that costs nothing is never too dear.
+    """
+    if view.budget_usd is None:
         return None
-    return f"{pool.name} failed {now - pool.failed_at:.0f} s ago: {pool.failed_why}"
+    prices = {pool.name: pool.price_usd_per_hour or 0.0 for pool in view.pools}
+    rate = sum(prices.get(node.pool, 0.0) for node in view.nodes) + more_usd_per_hour
+    reserve = rate * (view.drain_s + BUDGET_LAG_S) / 3600
+    if rate == 0 or view.spent_usd + reserve < view.budget_usd:
+        return None
+    return (
+        f"{view.spent_usd:.4f} USD are spent and {reserve:.4f} USD are needed to drain, "
+        f"of a budget of {view.budget_usd:.4f} USD"
+    )
+
+
+def _dismissals(view: FleetView) -> list[Action]:
+    """Notice to every host that costs money, in time to be gone inside the budget."""
+    if (why := _over_budget(view)) is None:
+        return []
+    costs = {pool.name for pool in view.pools if pool.price_usd_per_hour != 0.0}
+    return [
+        Action(kind=ActionKind.DISMISS, subject=node.host, why=why)
+        for node in sorted(view.nodes, key=lambda node: node.host)
+        if node.pool in costs and node.state is not NodeState.DRAINING
+    ]
 
 
 def _living(view: FleetView, pool: PoolView) -> int:
@@ -277,7 +329,7 @@ def _unmet(view: FleetView, unplaced: Sequence[Request]) -> list[Action]:
     for request in unplaced:
         text = str(request)
         grouped[text] = grouped.get(text, 0) + 1
-    closed = [why for pool in view.pools if (why := _closed(pool, view.now))]
+    closed = dict.fromkeys(why for pool in view.pools if (why := _closed(pool, view)))
     reason = "; ".join(closed) or "no open pool has room for it"
     return [
         Action(kind=ActionKind.UNMET, subject=text, count=count, why=reason)

@@ -136,7 +136,7 @@ def _problems(fleet: FleetDir, agent: dict[str, object], now: float) -> list[str
             f"are not; `rayburst down {fleet.name}` then `rayburst up`, and submit again with the "
             f"same --run to go on from the last checkpoint (its log: {fleet.logs / 'head.log'})"
         )
-    elif "store" in state.ports and not processes.listening(
+    elif state.store_is_embedded and not processes.listening(
         state.head_address, state.ports["store"]
     ):
         problems.append(

@@ -53,6 +53,7 @@ def test_state_round_trip_and_absence(tmp_path):
         ray_tmp="/tmp/rb-x",
         store_uri="s3://fleet",
         store_endpoint=None,
+        store_is_embedded=True,
     )
     fleet.path.mkdir()
     fleet.write_state(state)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from rayburst.fleet.packing import LabelRule, Request, RequestKind
 from rayburst.fleet.planner import (
+    BUDGET_LAG_S,
     DRAIN_VISIBLE_S,
     POOL_COOLDOWN_S,
     ActionKind,
@@ -170,6 +171,32 @@ def test_bundles_that_must_be_apart_get_nodes_of_their_own():
     big = (replace(pool("rack", Market.ON_PREM, 0.35, most=4), resources={"CPU": 8.0}),)
     assert caps(view(pools=big), *[CPU] * 3) == {"rack": 1}
     assert caps(view(pools=big), *[replace(CPU, apart="gang")] * 3) == {"rack": 3}
+
+
+def test_a_budget_is_kept_with_the_drain_reserved():
+    rich = replace(view(), budget_usd=1.0, spent_usd=0.5)
+    assert caps(rich, CPU)["rack"] == 1
+    broke = replace(rich, spent_usd=0.9999)
+    assert caps(broke, CPU) == {"cloud": 0, "spot-b": 0, "spot-a": 0, "rack": 0}
+    (unmet,) = plan_fleet(broke, Demand(requests=[CPU])).actions
+    assert "budget of 1.0000 USD" in unmet.why
+
+    working = view(node("rack-1", busy=1), node("spot-a-1", busy=1))
+    reserve = (0.35 + 0.92) * (30 + BUDGET_LAG_S) / 3600
+    inside = replace(working, budget_usd=1.0, spent_usd=1.0 - reserve - 1e-6)
+    assert plan_fleet(inside, Demand()).actions == ()
+    at_the_edge = replace(inside, spent_usd=1.0 - reserve)
+    sent_away = plan_fleet(at_the_edge, Demand()).actions
+    assert [(a.kind, a.subject) for a in sent_away] == [
+        (ActionKind.DISMISS, "rack-1"),
+        (ActionKind.DISMISS, "spot-a-1"),
+    ]
+
+
+def test_with_a_budget_nothing_of_unknown_price_is_launched_and_the_free_always_is():
+    pools = (pool("mystery", Market.SPOT, None), pool("own", Market.ON_PREM, 0.0))
+    spent = replace(view(pools=pools), budget_usd=1.0, spent_usd=2.0)
+    assert caps(spent, *[CPU] * 3) == {"mystery": 0, "own": 2}
 
 
 nodes = st.lists(
