@@ -7,6 +7,7 @@ import torch
 
 from rayburst.train.gpt import GPT, PRESETS, GPTConfig
 
+torch.set_num_threads(1)  # spinning threads cost more than they bring on busy cores
 SMALL = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=32)
 
 

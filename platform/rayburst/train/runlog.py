@@ -1,0 +1,159 @@
+"""The run log: what every rank of a training run did, as JSON lines on the object store.
+
+    with RunLog(store, run="mine", rank=3, world=4, clock=time.time) as log:
+        log.write("step", step=17, loss=2.5, tokens=8192, duration_s=0.21)
+    records = read(store, "mine")                    # of all ranks and restarts, sorted by t
+
+Objects are `runs/<run>/log/<start_ms>-<rank>-<seq>.jsonl` below the store's root, written by a
+background thread at least each second and never changed after. `write` only appends to a list: it
+waits for nothing. While the store cannot be reached the lines stay in memory and the next flush
+takes them along; beyond `keep_lines` the oldest step records go first, and a record says how many.
+
+A process that is killed loses at most its last second. The module knows nothing of what the records
+mean.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+from rayburst.checkpoint.store import ObjectStore
+from rayburst.errors import StoreError
+
+__all__ = ["FLUSH_INTERVAL_S", "RunLog", "log_prefix", "read"]
+
+FLUSH_INTERVAL_S = 1.0
+_READERS = 8
+Record = dict[str, Any]
+_logger = logging.getLogger(__name__)
+
+
+def log_prefix(run: str) -> str:
+    """Where a run's log lies below the store's root."""
+    return f"runs/{run}/log"
+
+
+class RunLog:
+    """Writer of one rank's records; `close()`, or the end of the `with` block, flushes the rest."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        run: str,
+        rank: int,
+        world: int,
+        clock: Callable[[], float],
+        flush_interval_s: float = FLUSH_INTERVAL_S,
+        keep_lines: int = 100_000,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._rank, self._world = rank, world
+        self._prefix = f"{log_prefix(run)}/{int(clock() * 1000)}-{rank}"
+        self._interval_s = flush_interval_s
+        self._keep_lines = keep_lines
+        self._pending: list[Record] = []
+        self._lost = 0
+        self._sequence = 0
+        self._lock = threading.Lock()  # of the list; never held while the store is asked
+        self._flushing = threading.Lock()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="run-log", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Add a record; `t`, `rank` and `world` are filled in."""
+        record = {
+            "t": self._clock(),
+            "kind": kind,
+            "rank": self._rank,
+            "world": self._world,
+            **fields,
+        }
+        with self._lock:
+            self._pending.append(record)
+            if len(self._pending) > self._keep_lines:
+                self._forget_one()
+
+    def flush(self) -> bool:
+        """Write what is pending now. False when the store refused: the lines are kept."""
+        with self._flushing:
+            with self._lock:
+                batch, self._pending = self._pending, []
+                lost, self._lost = self._lost, 0
+            if not batch:
+                return True
+            if lost:
+                batch.append({**batch[-1], "kind": "lines-lost", "lines": lost})
+            body = "".join(json.dumps(record) + "\n" for record in batch).encode()
+            try:
+                self._store.put(f"{self._prefix}-{self._sequence:06}.jsonl", body)
+            except StoreError as error:
+                _logger.warning("run log: %d lines wait for the store: %s", len(batch), error)
+                self._restore(batch, lost)
+                return False
+            self._sequence += 1
+            return True
+
+    def close(self, timeout_s: float = 5.0) -> bool:
+        """Flush and end the thread; False when that did not work within `timeout_s`."""
+        self._closing.set()
+        self._thread.join(timeout_s)
+        with self._lock:
+            return not self._thread.is_alive() and not self._pending
+
+    def _run(self) -> None:
+        while not self._closing.wait(self._interval_s):
+            self.flush()
+        self.flush()
+
+    def _restore(self, batch: list[Record], lost: int) -> None:
+        with self._lock:
+            kept = batch[:-1] if lost else batch
+            self._pending = kept + self._pending
+            self._lost += lost
+
+    def _forget_one(self) -> None:
+        """Drop the oldest step record: the others are few and tell more."""
+        for i, record in enumerate(self._pending):
+            if record["kind"] == "step":
+                del self._pending[i]
+                break
+        else:
+            del self._pending[0]
+        self._lost += 1
+
+
+def read(store: ObjectStore, run: str) -> list[Record]:
+    """All records of a run, sorted by time; empty when there are none. `store` is the store's root.
+
+    A line that is cut off (a local folder on a full disk) is left out and reported in the log.
+    """
+    records: list[Record] = []
+    keys = [item.key for item in store.list(log_prefix(run)) if item.key.endswith(".jsonl")]
+    with ThreadPoolExecutor(_READERS) as pool:
+        for key, body in zip(keys, pool.map(store.get, keys), strict=True):
+            for line in body.splitlines():
+                try:
+                    records.append(json.loads(line))
+                except json.JSONDecodeError:
+                    _logger.warning("%s/%s holds a line that is no JSON", store.uri, key)
+    return sorted(records, key=lambda record: float(record["t"]))
