@@ -83,7 +83,9 @@ def simulate(
         thin=thin,
     )
     report = run(traces, settings)
-    Console(highlight=False).print(report.table())
+    console = Console(highlight=False)
+    console.width = max(console.width, 120)
+    console.print(report.table())
     if json_out is not None:
         json_out.write_text(json.dumps(report.as_json(), indent=1) + "\n")
     if plot is not None:

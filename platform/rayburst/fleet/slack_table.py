@@ -1,13 +1,13 @@
-"""The backward-solved table of a deadline policy: what it costs to go on, by slack. Pure: numpy only.
+"""The backward-solved table of a deadline policy: what it costs to go on, by slack. Pure.
 
     table = solve(TableKey(step_s=600, changeover_s=720, price_ratio=3.1, hazards=hazards))
     table.cost(After.SPOT_START, up=True, steps_left=400, slack=80.0, bin_=3)
 
 Slack is time left minus work left minus changeover still to pay. Running spends none; an idle step
-spends one step; every start spends the changeover. A state is (steps left, slack, what runs, spot up
-or down, age bin of that run), and the table holds the expected cost after each choice, solved from
-the deadline backwards. One table serves every job of the same step, changeover and prices: the work
-left is the time left minus the slack.
+spends one step; every start spends the changeover. A state is (steps left, slack, what runs, spot
+up or down, age bin of that run), and the table holds the expected cost after each choice, solved
+from the deadline backwards. One table serves every job of the same step, changeover and prices: the
+work left is the time left minus the slack.
 
 Cost is counted in steps at the spot price: running a step on spot costs 1, on-demand `price_ratio`.
 

@@ -3,9 +3,11 @@
     result = elastic_gang(trace, nodes=16, jobs=jobs, rules=rules, prior=prior)
 
 A gang of N nodes on m of them works at m/N of its speed and costs m/N of its price. It shrinks when
-nodes are taken and grows again when that repays the changeover, which all its nodes pay. Below half
-its size spot counts as down for the deadline policy; such a rest is used only while the policy
-would wait anyway. `lanes.Lanes` with `market(..., nodes=N)` is the all-or-nothing gang.
+nodes are taken and grows again when that repays the changeover, which all its nodes pay. How long
+such a part of a gang lasts is measured as time goes on: where it does not outlast its changeover
+twice, only the whole gang counts. Below half its size spot counts as down for the deadline policy;
+such a rest is used only while the policy would wait anyway. `lanes.Lanes` with
+`market(..., nodes=N)` is the all-or-nothing gang.
 
 It knows the count at each tick up to now, and no later one.
 """
@@ -60,24 +62,44 @@ class _Run:
     name: str
     nodes: int
     rules: Rules
-    record: ZoneRecord
+    whole: ZoneRecord
+    most: ZoneRecord
     policy: DeadlinePolicy = field(default_factory=DeadlinePolicy)
-    steady: _Steady = field(default_factory=_Steady)
+    whole_lasts: _Steady = field(default_factory=_Steady)
+    part_lasts: _Steady = field(default_factory=_Steady)
+
+    @property
+    def parts_pay(self) -> bool:
+        """Whether a part of the gang lasts long enough to be worth its changeover."""
+        return self.part_lasts.mean_s > 2 * self.rules.changeover_s
+
+    @property
+    def record(self) -> ZoneRecord:
+        """The record of what counts as up: most of the gang where parts pay, else all of it."""
+        return self.most if self.parts_pay else self.whole
+
+    def observe(self, now_s: float, count: int, before: int) -> None:
+        """Take one reading of the count of nodes; `before` is the one before it."""
+        self.whole.observe(now_s, count >= self.nodes)
+        self.most.observe(now_s, count >= self.nodes * USABLE_SHARE)
+        lasts = self.whole_lasts if before >= self.nodes else self.part_lasts
+        if before > 0:
+            lasts.spent_s += self.rules.tick_s
+            lasts.changes += min(count, self.nodes) != min(before, self.nodes)
 
 
 def elastic_gang(
     trace: ZoneTrace, *, nodes: int, jobs: Jobs, rules: Rules, prior: Hazards
 ) -> Lanes:
     """Play every job as an elastic gang; the result reads like that of `play`."""
-    run = _Run(name=trace.name, nodes=nodes, rules=rules, record=ZoneRecord(prior))
+    records = {"whole": ZoneRecord(prior), "most": ZoneRecord(prior)}
+    run = _Run(name=trace.name, nodes=nodes, rules=rules, **records)
     lanes = Lanes(jobs, rules)
     gangs = [_Gang(left_s=rules.work_s) for _ in jobs.start]
-    before: int | None = None
+    before = 0
     for tick, raw in enumerate(trace.count.tolist()):
         count = max(int(raw), 0)
-        run.record.observe(tick * rules.tick_s, count >= nodes * USABLE_SHARE)
-        run.steady.spent_s += rules.tick_s
-        run.steady.changes += before is not None and count != before
+        run.observe(tick * rules.tick_s, count, before)
         before = count
         for row in lanes.active(tick).tolist():
             passed_s = (tick - int(jobs.start[row])) * rules.tick_s
@@ -93,7 +115,7 @@ def _tick(run: _Run, gang: _Gang, count: int, allowed_s: float, passed_s: float)
     action, size = decision.action, run.nodes
     if action is Runs.SPOT:
         size = _grown(run, gang, count)
-    elif action is Runs.IDLE and count and _repays(run, gang, count):
+    elif action is Runs.IDLE and count and run.parts_pay:
         action, size = Runs.SPOT, _grown(run, gang, count)
     _advance(run, gang, action, size, passed_s)
 
@@ -102,7 +124,7 @@ def _lose(run: _Run, gang: _Gang, count: int) -> None:
     """Nodes are taken: the rest starts again with fewer, or nothing is left."""
     if gang.runs is not Runs.SPOT or count >= gang.size:
         return
-    if count == 0:
+    if count == 0 or not run.parts_pay:
         gang.runs, gang.size, gang.owed_s = Runs.IDLE, 0, 0.0
         return
     gang.size, gang.owed_s = count, run.rules.changeover_s
@@ -111,7 +133,7 @@ def _lose(run: _Run, gang: _Gang, count: int) -> None:
 
 def _state(run: _Run, gang: _Gang, allowed_s: float, passed_s: float) -> JobMarketState:
     """The gang as the deadline policy sees it; a rest below the usable share counts as idle."""
-    usable = gang.runs is not Runs.SPOT or gang.size >= run.nodes * USABLE_SHARE
+    usable = run.record.up and gang.size >= run.nodes * USABLE_SHARE
     live = gang.runs is Runs.SPOT and usable and not _pressed(run, gang, allowed_s, passed_s)
     runs = Runs.SPOT if live else (Runs.ON_DEMAND if gang.runs is Runs.ON_DEMAND else Runs.IDLE)
     zone = ZoneNow(
@@ -146,13 +168,9 @@ def _grown(run: _Run, gang: _Gang, count: int) -> int:
     """The size to run at: grow when the nodes gained outweigh one changeover of all of them."""
     if gang.runs is not Runs.SPOT:
         return count
-    gained = (count - gang.size) * run.steady.mean_s
+    lasts = run.whole_lasts if count >= run.nodes else run.part_lasts
+    gained = (count - gang.size) * lasts.mean_s
     return count if gained > count * run.rules.changeover_s else gang.size
-
-
-def _repays(run: _Run, gang: _Gang, count: int) -> bool:
-    """Whether a rest of the gang is worth a start while the policy waits."""
-    return gang.runs is Runs.SPOT or run.steady.mean_s > 2 * run.rules.changeover_s
 
 
 def _advance(run: _Run, gang: _Gang, action: Runs, size: int, passed_s: float) -> None:

@@ -11,6 +11,11 @@ import numpy as np
 from rayburst.fleet.replay.lanes import Floats
 from rayburst.report.tables import Table
 
+_COLUMNS = (
+    *("zone", "fraction", "policy", "cost", "excess", "misses", "starts"),
+    *("spot h", "on-demand h"),
+)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
@@ -39,9 +44,11 @@ class Report:
 
     Attributes:
         job_costs: (zone, policy) to cost ratios of shape [fractions, jobs].
+        job_starts_s: zone to the time each of those jobs began, from the first tick of the trace.
     """
 
     rows: tuple[Row, ...]
+    job_starts_s: Mapping[str, Floats] = field(default_factory=dict)
     job_costs: Mapping[tuple[str, str], Floats] = field(default_factory=dict)
 
     def mean(self) -> dict[str, dict[str, float]]:
@@ -102,18 +109,7 @@ class Report:
         if removed:
             shares = ", ".join(f"{float(f):g}: {s:.0%}" for f, s in removed.items())
             note += f" rayburst removes of uniform-progress's excess, by fraction: {shares}."
-        columns = (
-            "zone",
-            "fraction",
-            "policy",
-            "cost",
-            "excess",
-            "misses",
-            "starts",
-            "spot h",
-            "on-demand h",
-        )
-        return Table("Replay", columns, lines, note)
+        return Table("Replay", _COLUMNS, lines, note)
 
     def _excess(self) -> dict[tuple[str, float, str], float]:
         best = {(r.zone, r.fraction): r.cost_ratio for r in self.rows if r.policy == "omniscient"}

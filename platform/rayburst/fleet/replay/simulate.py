@@ -25,6 +25,7 @@ from rayburst.fleet.replay import baselines
 from rayburst.fleet.replay.gangs import elastic_gang
 from rayburst.fleet.replay.lanes import Bools, Floats, Jobs, Lanes, Rules
 from rayburst.fleet.replay.live import LivePolicy
+from rayburst.fleet.replay.memberships import read_membership
 from rayburst.fleet.replay.omniscient import omniscient
 from rayburst.fleet.replay.play import market, play
 from rayburst.fleet.replay.results import Report, Row
@@ -80,7 +81,9 @@ class Settings:
 
 
 def simulate(path: Path, settings: Settings) -> Report:
-    """Read the traces at `path` and replay them."""
+    """Read the traces at `path` (JSON, or CSV of a cluster's membership) and replay them."""
+    if path.suffix == ".csv":
+        return replay([read_membership(path)], settings)
     return replay(read_traces(path, settings.polarity), settings)
 
 
@@ -90,9 +93,11 @@ def replay(traces: Sequence[ZoneTrace], settings: Settings) -> Report:
     prior = prior_without([t.name for t in traces])
     rows: list[Row] = []
     jobs_cost: dict[tuple[str, str], Floats] = {}
+    starts_s: dict[str, Floats] = {}
     for group in groups:
         name = "multi:" + ",".join(t.name for t in group) if settings.many_zones else group[0].name
         jobs, rules = _jobs(group, settings)
+        starts_s[name] = jobs.start[: len(jobs.start) // len(settings.fractions)] * rules.tick_s
         up, known = market(group, settings.nodes)
         for policy in settings.policies:
             if policy == "omniscient":
@@ -103,7 +108,7 @@ def replay(traces: Sequence[ZoneTrace], settings: Settings) -> Report:
                 cost = lanes.cost_ratio
                 rows += _rows(group, name, settings, policy, cost, lanes)
             jobs_cost[name, policy] = cost.reshape(len(settings.fractions), -1)
-    return Report(rows=tuple(rows), job_costs=jobs_cost)
+    return Report(rows=tuple(rows), job_costs=jobs_cost, job_starts_s=starts_s)
 
 
 def prior_without(names: Sequence[str]) -> Hazards:
