@@ -1,0 +1,108 @@
+"""`rayburst checkpoints`: every command on a real folder, and safetensors there and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from rayburst.checkpoint.checkpointer import Checkpointer
+from rayburst.checkpoint.cli import app
+from rayburst.checkpoint.exchange import export_safetensors, import_safetensors
+from rayburst.checkpoint.store import ObjectStore
+from rayburst.errors import CheckpointError
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    place = str(tmp_path / "run")
+    with Checkpointer(place) as checkpoints:
+        for step in range(1, 6):
+            state = {"model": {"w": torch.arange(200_000) + step, "b": torch.ones(3)}, "n": step}
+            checkpoints.save(state, step=step, metrics={"loss": float(abs(step - 2))})
+    return place
+
+
+def run(*args: str, status: int = 0) -> str:
+    done = CliRunner().invoke(app, [*args], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    assert done.exit_code == status, (done.output, done.exception)
+    return done.output
+
+
+def test_ls_and_show(uri: str) -> None:
+    run("pin", uri, "1")
+    listed = run("ls", uri)
+    assert "5 checkpoints" in listed.replace("\n", "")
+    assert "pinned" in listed
+    shown = run("show", uri, "--step", "4")
+    assert "parent step 3" in shown
+    assert "model.w" in shown
+    assert "int64" in shown
+
+
+def test_verify_names_the_damaged_object_and_fails(uri: str) -> None:
+    assert "whole" in run("verify", uri, "--all")
+    store = ObjectStore.open(uri)
+    pack = next(i.key for i in store.list("packs") if "000000000005-" in i.key)
+    store.put(pack, b"other")
+    told = run("verify", uri, status=1)
+    assert "damaged" in told
+    assert pack in told.replace("\n", "")
+    store.put("manifests/000000000004.json", b"{}")
+    assert "damaged" in run("ls", uri, status=1)
+
+
+def test_diff_goes_by_digests(uri: str) -> None:
+    told = run("diff", uri, "4", "5")
+    assert "model.w" in told
+    assert "model.b" not in told
+    assert "hold the same state" in run("diff", uri, "5", "5")
+
+
+def test_gc_says_first_and_does_when_told(uri: str) -> None:
+    options = ["gc", uri, "--keep", "1", "--best", "loss", "--grace", "0"]
+    told = run(*options)
+    assert "would drop step 1" in told
+    assert "keep step 2: best loss" in told
+    assert "nothing was deleted" in told
+    assert len(list(ObjectStore.open(uri).list("manifests"))) == 5
+    run(*options, "--delete")
+    kept = sorted(i.key for i in ObjectStore.open(uri).list("manifests"))
+    assert kept == ["manifests/000000000002.json", "manifests/000000000005.json"]
+    run("pin", uri, "2")
+    run("unpin", uri, "2")
+
+
+def test_export_and_import(uri: str, tmp_path: Path) -> None:
+    run("export", uri, str(tmp_path / "out"), "--prefix", "model.")
+    found = import_safetensors(tmp_path / "out")
+    assert torch.equal(found["w"], torch.arange(200_000) + 5)
+    assert json.loads((tmp_path / "out" / "rayburst.json").read_text())["step"] == 5
+    run("import", str(tmp_path / "out"), str(tmp_path / "back"), "--step", "7")
+    with Checkpointer(str(tmp_path / "back")) as checkpoints:
+        back = checkpoints.load()
+    assert back.step == 7
+    assert torch.equal(back.state["w"], found["w"])
+
+
+def test_a_large_export_is_sharded_with_an_index(uri: str, tmp_path: Path) -> None:
+    store, folder = ObjectStore.open(uri), tmp_path / "out"
+    files = export_safetensors(store, 3, folder, shard_bytes=1_000_000)
+    assert [f.name for f in files] == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ]
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {f.name for f in files}
+    assert index["metadata"]["total_size"] == 1_600_012
+    assert set(import_safetensors(folder)) == {"model.w", "model.b"}
+    files[0].unlink()
+    with pytest.raises(CheckpointError, match="missing; model"):
+        import_safetensors(folder)
+    with pytest.raises(CheckpointError, match="holds safetensors files already"):
+        export_safetensors(store, 3, folder)
+    with pytest.raises(CheckpointError, match="no tensor of step 3 starts with"):
+        export_safetensors(store, 3, tmp_path / "no", prefix="nothing.")
