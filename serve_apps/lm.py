@@ -9,6 +9,7 @@ Arguments: rayburst.serve.lm.LMArgs. (No postponed annotations here: Serve reads
 """
 
 from ray.serve import Application
+
 from rayburst.serve.lm import LMArgs, build
 
 

@@ -3,7 +3,8 @@
 Rows of different lengths share one forward pass: they are padded on the right, and causal
 attention never looks there, so each row gets what it would get alone (up to the rounding of
 floats). Every request samples with its own generator, so a seed gives the same text in any
-company. Bytes are the vocabulary.
+company. Bytes are the vocabulary. Within the model's block new bytes are continued from memory
+(kv_cache.py); beyond it the model reads its last block again for every byte.
 
 Blocking calls; run them off the event loop. The module knows no HTTP and no Ray.
 """
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rayburst.serve.kv_cache import Memory
 from rayburst.train.gpt import GPT
 
 __all__ = ["Generation", "Score", "generate", "score"]
@@ -58,8 +60,8 @@ class _Row:
         self.generator = torch.Generator().manual_seed(self.request.seed)
 
     @property
-    def new_tokens(self) -> int:
-        return len(self.tokens) - len(self.request.prompt)
+    def is_done(self) -> bool:
+        return len(self.tokens) - len(self.request.prompt) >= self.request.max_new_tokens
 
 
 @torch.inference_mode()
@@ -69,12 +71,39 @@ def generate(model: GPT, requests: Sequence[Generation]) -> list[bytes]:
     Rows that have their bytes leave the batch; the others go on without them.
     """
     rows = [_Row(request=r, tokens=list(r.prompt)) for r in requests]
-    while live := [row for row in rows if row.new_tokens < row.request.max_new_tokens]:
-        contexts = [row.tokens[-model.config.block_size :] for row in live]
+    block = model.config.block_size
+    short = [row for row in rows if len(row.tokens) <= block]
+    _continue_from_memory(model, short)
+    while live := [row for row in rows if not row.is_done]:
+        contexts = [row.tokens[-block:] for row in live]
         logits = _logits(model, contexts)
         for place, (row, context) in enumerate(zip(live, contexts, strict=True)):
             row.tokens.append(_next_token(logits[place, len(context) - 1], row))
     return [bytes(row.tokens[len(row.request.prompt) :]) for row in rows]
+
+
+def _continue_from_memory(model: GPT, rows: list[_Row]) -> None:
+    """Writes on until each row is done or fills the model's block."""
+    block = model.config.block_size
+    if not rows:
+        return
+    length = max(len(row.tokens) + row.request.max_new_tokens for row in rows)
+    memory = Memory.of(model, rows=len(rows), length=min(length, block))
+    idx = _padded([row.tokens for row in rows])
+    logits = memory.read(idx, torch.arange(idx.shape[1]).expand_as(idx)).float().cpu()
+    last = [logits[place, len(row.tokens) - 1] for place, row in enumerate(rows)]
+    while True:
+        for row, scores in zip(rows, last, strict=True):
+            row.tokens.append(_next_token(scores, row))
+        going = [n for n, row in enumerate(rows) if not row.is_done and len(row.tokens) <= block]
+        if not going:
+            return
+        if len(going) < len(rows):
+            rows = [rows[n] for n in going]
+            memory.keep(going)
+        newest = torch.tensor([[row.tokens[-1]] for row in rows])
+        positions = torch.tensor([[len(row.tokens) - 1] for row in rows])
+        last = list(memory.read(newest, positions)[:, 0].float().cpu())
 
 
 @torch.inference_mode()
@@ -111,11 +140,16 @@ def score(model: GPT, texts: Sequence[bytes], *, rows_at_once: int) -> list[Scor
 def _logits(model: GPT, contexts: Sequence[Sequence[int]]) -> Tensor:
     """Logits [B, T, V] of rows of mixed lengths; only a row's own positions mean anything."""
     device = next(model.parameters()).device
-    idx = torch.zeros(len(contexts), max(len(c) for c in contexts), dtype=torch.long)
-    for place, context in enumerate(contexts):
-        idx[place, : len(context)] = torch.tensor(context)
-    logits: Tensor = model(idx.to(device))[0]
+    logits: Tensor = model(_padded(contexts).to(device))[0]
     return logits.float().cpu()
+
+
+def _padded(texts: Sequence[Sequence[int]]) -> Tensor:
+    """LongTensor [B, T] of texts of mixed lengths, filled up with zeros on the right."""
+    idx = torch.zeros(len(texts), max(len(text) for text in texts), dtype=torch.long)
+    for place, text in enumerate(texts):
+        idx[place, : len(text)] = torch.tensor(text)
+    return idx
 
 
 def _losses(model: GPT, texts: Sequence[bytes]) -> list[float]:

@@ -70,10 +70,11 @@ def deploy(
     """
     api = _Api(dashboard_url, token, session or requests.Session())
     app = {"name": "default", **app}
-    before = api.read()
-    api.put(merged(before, app, http))
-    known = _deployed_s(before, app["name"])
     give_up = clock() + timeout_s
+    before = api.read()
+    while not api.put(merged(before, app, http), may_fail=clock() < give_up):
+        sleep(_POLL_S)  # a busy head may fail to start Serve; the same PUT again does no harm
+    known = _deployed_s(before, app["name"])
     while True:
         status = _status(api.try_read(), app["name"])
         if status is not None and status.deployed_s > known:
@@ -156,6 +157,9 @@ def merged(
     config: dict[str, Any] = {"applications": kept + ([dict(app)] if app else [])}
     config["http_options"] = _http_options(details, http)
     config["proxy_location"] = details.get("proxy_location") or "HeadOnly"
+    if not details.get("http_options"):
+        # This PUT starts Serve. A line for each request costs more than a small model does.
+        config["logging_config"] = {"enable_access_log": False}
     if details.get("target_capacity") is not None:
         config["target_capacity"] = details["target_capacity"]
     return config
@@ -248,11 +252,13 @@ class _Api:
             return {}
         return details
 
-    def put(self, config: Mapping[str, Any]) -> None:
-        """Replaces all declared applications."""
-        self._call("PUT", config)
+    def put(self, config: Mapping[str, Any], *, may_fail: bool = False) -> bool:
+        """Replaces all declared applications. False for a fault of the head, if one `may_fail`."""
+        return self._call("PUT", config, may_fail=may_fail).status_code == 200
 
-    def _call(self, method: str, body: Mapping[str, Any] | None = None) -> requests.Response:
+    def _call(
+        self, method: str, body: Mapping[str, Any] | None = None, *, may_fail: bool = False
+    ) -> requests.Response:
         try:
             answer = self._send(method, body)
         except requests.RequestException as error:
@@ -265,7 +271,7 @@ class _Api:
                 f'the Ray dashboard at {self._url} wants its token: eval "$(rayburst env NAME)" '
                 f"or pass token="
             )
-        if answer.status_code != 200:
+        if answer.status_code != 200 and not (may_fail and answer.status_code >= 500):
             raise DeployError(f"Serve refused ({answer.status_code}): {answer.text.strip()}")
         return answer
 

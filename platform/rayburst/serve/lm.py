@@ -52,11 +52,10 @@ class LanguageModel:
     """One replica: a loaded model behind HTTP."""
 
     def __init__(self, args: LMArgs) -> None:
-        uri = locate(args.checkpoint, os.environ)
-        model, meta = load_model(uri)
         torch.set_num_threads(max(1, int(args.cpus)))
-        self._model = model.to("cuda" if args.gpus and torch.cuda.is_available() else "cpu").eval()
-        self._info = _model_info(uri, meta, parameters=model.parameter_count)
+        model, meta = load_model(locate(args.checkpoint, os.environ))
+        self._model = model.to("cuda" if args.gpus and torch.cuda.is_available() else "cpu")
+        self._info = _model_info(meta, parameters=model.parameter_count)
         self._rows_at_once = args.max_batch
         self._generate = _batched(self._generate_all, args)
         self._score = _batched(self._score_all, args)
@@ -117,6 +116,7 @@ def build(args: LMArgs) -> Any:
         max_ongoing_requests=4 * args.max_batch,
         health_check_period_s=5,
         logging_config=LoggingConfig(enable_access_log=False),
+        max_constructor_retry_count=3,  # a checkpoint that does not load will not at the 20th try
     )
     return deployment.bind(args)
 
@@ -136,11 +136,11 @@ def _batched(
     return batched
 
 
-def _model_info(uri: str, meta: dict[str, Any], *, parameters: int) -> ModelInfo:
+def _model_info(meta: dict[str, Any], *, parameters: int) -> ModelInfo:
     run, step = meta.get("run"), meta.get("step")
     return ModelInfo(
         version=f"{run or 'unnamed'}@{'unknown' if step is None else step}",
-        uri=uri,
+        uri=meta["uri"],
         run=run,
         step=step,
         bits_per_byte=meta.get("val_bits_per_byte"),

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import CheckpointError
+from rayburst.train.checkpoints import newest
 
 __all__ = ["locate"]
 
-_FILE = re.compile(r"(?P<checkpoint>[^/]+/checkpoint_[^/]+)/(?P<file>meta\.json|model\.pt)")
+# A checkpoint's meta data under runs/; its folder's name ends in the time it was taken.
+_META = re.compile(r"(?P<run>[^/]+)/checkpoint_\d+_(?P<taken_ms>\d+)/meta\.json")
 _HOW = "pass checkpoint=s3://bucket/runs/<run>, or set RAYBURST_MODEL to such an address"
 
 
@@ -34,19 +36,18 @@ def locate(checkpoint: str | None, environ: Mapping[str, str]) -> str:
 
 
 def _newest(runs_uri: str) -> str:
-    """The checkpoint under `runs_uri` that was completed last."""
-    found: dict[str, dict[str, float]] = {}
-    for item in ObjectStore.open(runs_uri).list():
-        match = _FILE.fullmatch(item.key)
+    """The newest complete checkpoint of the run that saved one last."""
+    runs = ObjectStore.open(runs_uri)
+    saved: dict[str, int] = {}
+    for item in runs.list():
+        match = _META.fullmatch(item.key)
         if match:
-            files = found.setdefault(match["checkpoint"], {})
-            files[match["file"]] = item.modified.timestamp()
-    # An object is there only once it is whole, so both files make a complete checkpoint.
-    complete = {name: max(files.values()) for name, files in found.items() if len(files) == 2}
-    if not complete:
-        raise CheckpointError(
-            f"{runs_uri} holds no complete checkpoint: train one with "
-            f"`ray job submit -- python jobs/train_lm.py`, or {_HOW}"
-        )
-    newest = max(complete, key=lambda name: (complete[name], name))
-    return f"{runs_uri}/{newest}"
+            saved[match["run"]] = max(saved.get(match["run"], 0), int(match["taken_ms"]))
+    for run in sorted(saved, key=lambda run: saved[run], reverse=True):
+        name = newest(runs.child(run))
+        if name is not None:
+            return f"{runs_uri}/{run}/{name}"
+    raise CheckpointError(
+        f"{runs_uri} holds no complete checkpoint: train one with "
+        f"`ray job submit -- python jobs/train_lm.py`, or {_HOW}"
+    )

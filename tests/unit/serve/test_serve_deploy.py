@@ -39,10 +39,16 @@ def _details(**apps: dict[str, Any]) -> dict[str, Any]:
 class Head(requests.Session):
     """Answers each GET with the next state, the last one for ever; keeps what was PUT."""
 
-    def __init__(self, *states: dict[str, Any] | int | Exception, put: tuple[int, str] = (200, "")):
+    def __init__(
+        self,
+        *states: dict[str, Any] | int | Exception,
+        put: tuple[int, str] = (200, ""),
+        faults: int = 0,
+    ):
         super().__init__()
         self.states = list(states)
         self.put_answer = put
+        self.faults = faults
         self.puts: list[dict[str, Any]] = []
         self.headers_seen: list[dict[str, str]] = []
 
@@ -54,6 +60,9 @@ class Head(requests.Session):
         if method == "PUT":
             self.puts.append(kw["json"])
             answer.status_code, text = self.put_answer
+            if self.faults:
+                self.faults -= 1
+                answer.status_code, text = 500, "the proxy died"
             answer._content = text.encode()
             return answer
         state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
@@ -95,7 +104,12 @@ def test_first_deploy_waits_until_healthy(timed: Any) -> None:
     assert status.url == "http://127.0.0.1:8123/"
     assert timed["clock"].now == 1.0  # two polls that were not yet it
     assert head.puts == [
-        {"applications": [APP], "http_options": HTTP, "proxy_location": "HeadOnly"}
+        {
+            "applications": [APP],
+            "http_options": HTTP,
+            "proxy_location": "HeadOnly",
+            "logging_config": {"enable_access_log": False},
+        }
     ]
     assert all(h == {"Authorization": "Bearer secret"} for h in head.headers_seen)
 
@@ -151,6 +165,7 @@ def test_other_applications_are_put_again_as_they_were(timed: Any) -> None:
     assert head.puts[0]["applications"] == [other, APP]
     assert head.puts[0]["target_capacity"] == 50.0
     assert head.puts[0]["http_options"] == HTTP
+    assert "logging_config" not in head.puts[0]  # it would change the other applications
 
 
 def test_hidden_secrets_are_never_put_back() -> None:
@@ -169,6 +184,17 @@ def test_serve_refusing_is_quoted(timed: Any) -> None:
     head = Head({"applications": {}}, put=(400, "import_path: Got invalid import path"))
     with pytest.raises(DeployError, match=r"refused \(400\): import_path: Got invalid"):
         deploy(URL, None, app=APP, session=head, **timed)
+
+
+def test_a_head_too_busy_to_start_serve_is_asked_again(timed: Any) -> None:
+    head = Head({"applications": {}}, _details(lm=_app("RUNNING", at=9)), faults=3)
+    assert deploy(URL, None, app=APP, session=head, **timed).is_healthy
+    assert head.faults == 0
+    assert len(head.puts) == 4
+    head = Head({"applications": {}}, faults=999)
+    with pytest.raises(DeployError, match=r"refused \(500\): the proxy died"):
+        deploy(URL, None, app=APP, timeout_s=5, session=head, **timed)
+    assert len(head.puts) == 11
 
 
 def test_a_missing_token_says_where_to_get_it(timed: Any) -> None:

@@ -1,0 +1,138 @@
+"""A Ray head of the tests' own, with token authentication, and a store with one trained run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import torch
+
+from rayburst.checkpoint.store import ObjectStore
+from rayburst.fleet import processes
+from rayburst.train.checkpoints import checkpoint_name, save
+from rayburst.train.gpt import GPT, GPTConfig
+
+REPO = Path(__file__).resolve().parents[3]
+BIN = Path(sys.executable).parent
+CONFIG = GPTConfig(block_size=32, n_layer=1, n_head=2, n_embd=32)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head. `env` is what a user's shell needs for Ray's own commands."""
+
+    folder: Path
+    ray_folder: Path
+    dashboard_url: str
+    token: str
+    serve_port: int
+    env: dict[str, str]
+
+    def details(self) -> dict[str, Any]:
+        """Serve's own view of its applications."""
+        answer = requests.get(
+            f"{self.dashboard_url}/api/serve/applications/",
+            headers={"Authorization": f"Bearer {self.token}"},
+            timeout=30,
+        )
+        answer.raise_for_status()
+        return dict(answer.json())
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A store on disk with one run: the addresses of its checkpoints, the newest one's model."""
+
+    store_uri: str
+    older: str
+    newer: str
+    model: GPT
+
+
+def make_checkpoint(store: ObjectStore, *, step: int) -> tuple[str, GPT]:
+    """A checkpoint of a small random model, as the training job leaves one."""
+    torch.manual_seed(step)
+    model = GPT(CONFIG)
+    meta = {
+        "step": step,
+        "config": CONFIG.to_dict(),
+        "val_bits_per_byte": 3.5,
+        "order0_bits_per_byte": 4.8,
+        "run": "demo",
+    }
+    name = checkpoint_name(step, 1_700_000_000 + step)
+    uri = save(store, name, {"model": model.state_dict()}, meta)
+    return uri, model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """One run of two checkpoints."""
+    root = f"file://{tmp_path_factory.mktemp('store')}"
+    run = ObjectStore.open(f"{root}/runs/demo")
+    older, _ = make_checkpoint(run, step=10)
+    newer, model = make_checkpoint(run, step=20)
+    return Trained(store_uri=root, older=older, newer=newer, model=model)
+
+
+@pytest.fixture(scope="session")
+def head(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Iterator[Head]:
+    """Two CPUs, no application yet."""
+    folder = tmp_path_factory.mktemp("head")
+    tmp = tempfile.mkdtemp(prefix="rb-", dir="/tmp")  # sockets need a short path
+    gcs, dashboard, agent, client, serve = processes.free_ports(5)
+    token = folder / "token"
+    token.write_text("a-token-of-the-tests-0123456789abcdef")
+    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "RAYBURST_"))}
+    env = {
+        **clean,
+        **auth,
+        processes.OWNER_VARIABLE: str(folder),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH", "")))),
+        "RAYBURST_STORE": trained.store_uri,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "SPT_NOENV": "1",
+    }
+    command = [
+        str(BIN / "ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}",
+        "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
+        "--num-cpus=4", "--num-gpus=0", "--min-worker-port=0", "--max-worker-port=0",
+        "--object-store-memory=100000000", f"--temp-dir={tmp}", "--disable-usage-stats",
+    ]  # fmt: skip
+    log = folder / "head.log"
+    try:
+        code = processes.spawn(command, env=env, log=log).wait(timeout=120)
+        assert code == 0, log.read_text()
+        yield Head(
+            folder=folder,
+            ray_folder=Path(tmp),
+            dashboard_url=f"http://127.0.0.1:{dashboard}",
+            token=token.read_text(),
+            serve_port=serve,
+            env={**clean, **auth, "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{dashboard}"},
+        )
+    finally:
+        left = processes.end(processes.owned(folder), grace_s=5)
+        shutil.rmtree(tmp, ignore_errors=True)
+        assert not left
+
+
+def run_cli(head: Head, *words: str) -> str:
+    """Runs one of Ray's own commands as a user of the fleet would; returns what it printed."""
+    done = subprocess.run(
+        [str(BIN / words[0]), *words[1:]],
+        env=head.env, cwd=REPO, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
