@@ -1,11 +1,11 @@
 """The run log: what every rank of a training run did, as JSON lines on the object store.
 
-    with RunLog(store, run="mine", rank=3, world=4, clock=time.time) as log:
+    with RunLog(ObjectStore.open("s3://b/runs/mine"), rank=3, world=4, clock=time.time) as log:
         log.write("step", step=17, loss=2.5, tokens=8192, duration_s=0.21)
-    records = read(store, "mine")                    # of all ranks and restarts, sorted by t
+    records = read(ObjectStore.open("s3://b"), "mine")   # of all ranks and restarts, sorted by t
 
-Objects are `runs/<run>/log/<start_ms>-<rank>-<seq>.jsonl` below the store's root, written by a
-background thread at least each second and never changed after. `write` only appends to a list: it
+Objects are `log/<start_ms>-<rank>-<seq>.jsonl` in the run's folder, written by a background thread
+at least each second and never changed after. `write` only appends to a list: it
 waits for nothing. While the store cannot be reached the lines stay in memory and the next flush
 takes them along; beyond `keep_lines` the oldest step records go first, and a record says how many.
 
@@ -26,17 +26,13 @@ from typing import Any
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import StoreError
 
-__all__ = ["FLUSH_INTERVAL_S", "RunLog", "log_prefix", "read"]
+__all__ = ["FLUSH_INTERVAL_S", "RunLog", "read", "read_folder"]
 
 FLUSH_INTERVAL_S = 1.0
 _READERS = 8
+_FOLDER = "log"
 Record = dict[str, Any]
 _logger = logging.getLogger(__name__)
-
-
-def log_prefix(run: str) -> str:
-    """Where a run's log lies below the store's root."""
-    return f"runs/{run}/log"
 
 
 class RunLog:
@@ -44,19 +40,18 @@ class RunLog:
 
     def __init__(
         self,
-        store: ObjectStore,
+        folder: ObjectStore,
         *,
-        run: str,
         rank: int,
         world: int,
         clock: Callable[[], float],
         flush_interval_s: float = FLUSH_INTERVAL_S,
         keep_lines: int = 100_000,
     ) -> None:
-        self._store = store
+        self._store = folder
         self._clock = clock
         self._rank, self._world = rank, world
-        self._prefix = f"{log_prefix(run)}/{int(clock() * 1000)}-{rank}"
+        self._prefix = f"{_FOLDER}/{int(clock() * 1000)}-{rank}"
         self._interval_s = flush_interval_s
         self._keep_lines = keep_lines
         self._pending: list[Record] = []
@@ -143,17 +138,22 @@ class RunLog:
 
 
 def read(store: ObjectStore, run: str) -> list[Record]:
-    """All records of a run, sorted by time; empty when there are none. `store` is the store's root.
+    """All records of a run below `runs/` of the store's root, sorted by time; may be empty."""
+    return read_folder(store.child(f"runs/{run}"))
+
+
+def read_folder(folder: ObjectStore) -> list[Record]:
+    """All records in a run's folder, sorted by time; empty when there are none.
 
     A line that is cut off (a local folder on a full disk) is left out and reported in the log.
     """
     records: list[Record] = []
-    keys = [item.key for item in store.list(log_prefix(run)) if item.key.endswith(".jsonl")]
+    keys = [item.key for item in folder.list(_FOLDER) if item.key.endswith(".jsonl")]
     with ThreadPoolExecutor(_READERS) as pool:
-        for key, body in zip(keys, pool.map(store.get, keys), strict=True):
+        for key, body in zip(keys, pool.map(folder.get, keys), strict=True):
             for line in body.splitlines():
                 try:
                     records.append(json.loads(line))
                 except json.JSONDecodeError:
-                    _logger.warning("%s/%s holds a line that is no JSON", store.uri, key)
+                    _logger.warning("%s/%s holds a line that is no JSON", folder.uri, key)
     return sorted(records, key=lambda record: float(record["t"]))

@@ -41,8 +41,8 @@ def store(tmp_path: Path) -> ObjectStore:
 
 
 def test_records_of_all_ranks_come_back_sorted(store: ObjectStore) -> None:
-    late = RunLog(store, run="r", rank=1, world=2, clock=ticking(2000), flush_interval_s=60)
-    early = RunLog(store, run="r", rank=0, world=2, clock=ticking(), flush_interval_s=60)
+    late = RunLog(store.child("runs/r"), rank=1, world=2, clock=ticking(2000), flush_interval_s=60)
+    early = RunLog(store.child("runs/r"), rank=0, world=2, clock=ticking(), flush_interval_s=60)
     late.write("step", step=1, loss=2.0)
     early.write("start", step=0)
     assert late.close()
@@ -62,9 +62,9 @@ def test_a_run_without_a_log_is_empty(store: ObjectStore) -> None:
 
 
 def test_the_thread_flushes_by_itself(store: ObjectStore) -> None:
-    gate = BreakableStore(store)
+    gate = BreakableStore(store.child("runs/r"))
     gate.is_down = True
-    log = RunLog(gate, run="r", rank=0, world=1, clock=ticking(), flush_interval_s=0.01)  # type: ignore[arg-type]
+    log = RunLog(gate, rank=0, world=1, clock=ticking(), flush_interval_s=0.01)  # type: ignore[arg-type]
     log.write("step", step=1)
     assert gate.refused_once.wait(10)
     gate.is_down = False
@@ -72,8 +72,8 @@ def test_the_thread_flushes_by_itself(store: ObjectStore) -> None:
 
 
 def test_lines_survive_an_outage_of_the_store(store: ObjectStore) -> None:
-    gate = BreakableStore(store)
-    log = RunLog(gate, run="r", rank=0, world=1, clock=ticking(), flush_interval_s=60)  # type: ignore[arg-type]
+    gate = BreakableStore(store.child("runs/r"))
+    log = RunLog(gate, rank=0, world=1, clock=ticking(), flush_interval_s=60)  # type: ignore[arg-type]
     log.write("step", step=1)
     gate.is_down = True
     assert not log.flush()
@@ -87,18 +87,18 @@ def test_lines_survive_an_outage_of_the_store(store: ObjectStore) -> None:
 
 
 def test_close_reports_lines_that_could_not_be_written(store: ObjectStore) -> None:
-    gate = BreakableStore(store)
+    gate = BreakableStore(store.child("runs/r"))
     gate.is_down = True
-    log = RunLog(gate, run="r", rank=0, world=1, clock=ticking(), flush_interval_s=60)  # type: ignore[arg-type]
+    log = RunLog(gate, rank=0, world=1, clock=ticking(), flush_interval_s=60)  # type: ignore[arg-type]
     log.write("step", step=1)
     assert not log.close()
     assert gate.refused >= 1
 
 
 def test_memory_is_bounded_and_steps_go_first(store: ObjectStore) -> None:
-    gate = BreakableStore(store)
+    gate = BreakableStore(store.child("runs/r"))
     gate.is_down = True
-    log = RunLog(gate, run="r", rank=0, world=1, clock=ticking(), flush_interval_s=60, keep_lines=3)  # type: ignore[arg-type]
+    log = RunLog(gate, rank=0, world=1, clock=ticking(), flush_interval_s=60, keep_lines=3)  # type: ignore[arg-type]
     log.write("start", step=0)
     for step in range(1, 6):
         log.write("step", step=step)
@@ -121,9 +121,9 @@ def test_write_does_not_wait_for_a_store_that_hangs(store: ObjectStore) -> None:
         def put(self, key: str, data: bytes) -> None:
             entered.set()
             assert release.wait(30)
-            store.put(key, data)
+            store.child("runs/r").put(key, data)
 
-    log = RunLog(Hanging(), run="r", rank=0, world=1, clock=ticking(), flush_interval_s=0.01)  # type: ignore[arg-type]
+    log = RunLog(Hanging(), rank=0, world=1, clock=ticking(), flush_interval_s=0.01)  # type: ignore[arg-type]
     log.write("step", step=1)
     assert entered.wait(10)
     log.write("step", step=2)  # would never return if it took the store's lock

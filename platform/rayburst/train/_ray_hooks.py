@@ -1,0 +1,290 @@
+"""Everything in Ray that is private and that training touches. Tested with one Ray only:
+`rayburst.train.versions.TESTED_RAY`.
+
+| touched | why |
+|---|---|
+| `DataParallelTrainer._initialize_and_run_controller` | the only place that takes our policies |
+| `ElasticScalingPolicy` and its underscored methods | to leave out nodes that drain or are dead |
+| `_AutoscalingCoordinatorActor.get_reserved_resources(recompute)` | it looks every 20 s itself |
+| `DefaultFailurePolicy` | a lost machine is retried, a user's mistake is not |
+| `ray._private.state.state.get_draining_nodes` | the only view of drains and their deadlines |
+| `ray._private.state.available_resources_per_node` | growth needs what is free, not what exists |
+| `ray.experimental.internal_kv` | progress to the driver, "please leave" to the workers |
+
+`rayburst.train.trainer` imports this module only on the tested version.
+`tests/unit/train/test_train_ray_hooks.py` compares signatures and source with what was tested.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+from ray.experimental import internal_kv
+from ray.train import Result, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import (
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from rayburst.train.liveness import unreachable
+from rayburst.train.losses import LossBudget, LossOptions, is_planned
+from rayburst.train.resizing import GrowthOptions, growth
+
+__all__ = ["SETTINGS", "HookedTorchTrainer", "draining_nodes", "kv_get", "kv_put"]
+
+SETTINGS = {
+    # 60 s by default: a group that asks for a node that has just died waits that long
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5",
+    # 2 s by default: half of it passes before the controller sees that the workers left
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # ours reads the same drain state; Ray's would hold the controller until the last rank is gone
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+"""Ray reads these from the driver's environment when the controller starts; a user's own value
+for any of them wins."""
+
+_Reserved = dict[str, dict[str, float]]  # node id -> resource -> amount
+_KV_NAMESPACE = b"rayburst.train"
+_PROBE_TIMEOUT_S = 1.0
+_IDLE_PAUSE_S = 0.2
+
+
+def draining_nodes() -> dict[str, float | None]:
+    """Node id -> unix time at which the node goes away, or None where the notice names none."""
+    # GlobalStateAccessor: there is no public view of drains (`ray.nodes()` does not show them)
+    found = ray._private.state.state.get_draining_nodes()
+    return {
+        node: deadline_ms / 1000 if deadline_ms else None for node, deadline_ms in found.items()
+    }
+
+
+def kv_put(key: str, value: bytes) -> None:
+    """Store `value` at `key` in the head's key-value store: small, not durable."""
+    internal_kv._internal_kv_put(key.encode(), value, namespace=_KV_NAMESPACE)
+
+
+def kv_get(key: str) -> bytes | None:
+    """The value at `key`, or None."""
+    value: bytes | None = internal_kv._internal_kv_get(key.encode(), namespace=_KV_NAMESPACE)
+    return value
+
+
+def kv_delete(key: str) -> None:
+    """Remove `key`; one that is not there is fine."""
+    internal_kv._internal_kv_del(key.encode(), namespace=_KV_NAMESPACE)
+
+
+class HookedTorchTrainer(TorchTrainer):  # type: ignore[misc]
+    """TorchTrainer that gives the controller our scaling and failure policies."""
+
+    def __init__(
+        self,
+        train_fn: Callable[..., Any],
+        *,
+        growth_options: GrowthOptions,
+        loss_options: LossOptions,
+        **options: Any,
+    ) -> None:
+        super().__init__(train_fn, **options)
+        self._growth_options = growth_options
+        self._loss_options = loss_options
+
+    def _initialize_and_run_controller(self, **options: Any) -> Result:
+        # the one place between `fit` and the controller actor; both policies are arguments here
+        if self.scaling_config.elasticity_enabled:
+            options["scaling_policy"] = DrainAwarePolicy(self.scaling_config, self._growth_options)
+        options["failure_policy"] = LossPolicy(
+            self.run_config.failure_config, LossBudget(self._loss_options)
+        )
+        return super()._initialize_and_run_controller(**options)
+
+
+class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
+    """Ray's elastic policy, but with the nodes that are there and will stay.
+
+    Stock counts draining and dead nodes until the head has noticed and its coordinator has looked
+    again, kills a running group to shrink or to grow it, and knows nothing of the work left. Here a
+    running group is never made smaller (its ranks leave by themselves), and to grow it is asked to
+    save and leave; it is restarted without having saved only when it has not left
+    `leave_within_s` later. Runs inside Ray's controller actor.
+    """
+
+    # the parent's; named here because Ray ships no types
+    _latest_monitor_time: float
+    _latest_reserved_resources_query_time: float
+    _latest_reserved_resources: _Reserved | None
+
+    def __init__(self, scaling_config: ScalingConfig, options: GrowthOptions) -> None:
+        super().__init__(scaling_config)
+        self._options = options
+        self._first_asked_s: float | None = None
+        self._has_run = False
+        self._starts_in_a_row = 0
+        self._asked_to_leave_s: float | None = None
+        self._resize_key = ""
+        self._progress_key = ""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        run = train_run_context.run_config.name
+        self._resize_key, self._progress_key = resize_key(run), progress_key(run)
+        super().after_controller_start(train_run_context)
+
+    def make_decision_for_non_running_worker_group(self) -> Any:
+        decision = super().make_decision_for_non_running_worker_group()
+        if isinstance(decision, ResizeDecision) and not self._wait_for_more(decision.num_workers):
+            # a start that failed since the last step ran: something else holds a node's CPUs
+            least = self.scaling_config.min_workers
+            decision.num_workers = max(least, decision.num_workers - self._starts_in_a_row)
+            self._starts_in_a_row += 1
+            return decision
+        time.sleep(_IDLE_PAUSE_S)  # the controller asks again at once, without a pause of its own
+        return NoopDecision()
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> Any:
+        self._has_run, self._starts_in_a_row = True, 0
+        self._maybe_send_resource_request()
+        now = time.monotonic()
+        if self._asked_to_leave_s is not None:
+            if now - self._asked_to_leave_s < self._options.leave_within_s:
+                return NoopDecision()
+            self._asked_to_leave_s = None  # it did not answer: resize as stock Ray does
+            return self._get_resize_decision(self._size_possible(worker_group_state))
+        settled = now - max(worker_group_state.start_time, self._latest_monitor_time)
+        if settled < self.scaling_config.elastic_resize_monitor_interval_s:
+            return NoopDecision()
+        self._latest_monitor_time = now
+        size = worker_group_state.num_workers
+        possible = self._size_possible(worker_group_state)
+        if growth(size, possible, kv_get(self._progress_key), self._options):
+            self._asked_to_leave_s = now
+            kv_put(self._resize_key, f"{size} -> {possible}".encode())
+        return NoopDecision()
+
+    def on_controller_start_worker_group(
+        self, *, scaling_config: ScalingConfig, num_workers: int
+    ) -> dict[str, str] | None:
+        """Forget an old request to leave, and keep the group off nodes that will not stay."""
+        self._asked_to_leave_s = None
+        kv_delete(self._resize_key)
+        unusable = sorted(self._unusable())
+        if not unusable or isinstance(scaling_config.label_selector, list):
+            return None
+        # the head may still hold a dead node for alive and would place a worker there
+        avoid = {ray._raylet.RAY_NODE_ID_KEY: f"!in({','.join(unusable)})"}
+        return {**(scaling_config.label_selector or {}), **avoid}
+
+    def _count_possible_workers(self, reserved_resources: _Reserved) -> int:
+        unusable = self._unusable()
+        usable = {node: r for node, r in reserved_resources.items() if node not in unusable}
+        count: int = super()._count_possible_workers(usable)
+        return count
+
+    def _get_reserved_resources(self) -> _Reserved | None:
+        # As the parent does, but with a fresh look at the cluster: the coordinator looks only every
+        # 20 s by itself, so a new node would wait and a dead one would still count.
+        now = time.monotonic()
+        if (
+            now - self._latest_reserved_resources_query_time
+            < self.GET_RESERVED_RESOURCES_INTERVAL_S
+        ):
+            return self._latest_reserved_resources
+        actor = self._autoscaling_coordinator
+        found: _Reserved | None = None
+        try:
+            ask = actor.get_reserved_resources.remote(self._requester_id, recompute=True)
+            found = ray.get(ask, timeout=5)
+        except (ray.exceptions.RayError, TimeoutError):
+            # the coordinator's node went away: Ray makes a new one when it is next looked up
+            self._coordinator_client.__dict__.pop("_autoscaling_coordinator", None)
+            self._coordinator_client._latest_autoscaling_request_time = float("-inf")
+        self._latest_reserved_resources_query_time = time.monotonic()
+        self._latest_reserved_resources = found
+        return found
+
+    def _wait_for_more(self, size: int) -> bool:
+        """Whether the first start is worth a moment's wait: the full size may be on its way."""
+        now = time.monotonic()
+        self._first_asked_s = self._first_asked_s or now
+        patient = now - self._first_asked_s < self._options.start_patience_s
+        return not self._has_run and size < self.scaling_config.max_workers and patient
+
+    def _size_possible(self, worker_group_state: Any) -> int:
+        """The size the group could have: what it holds plus what is free on nodes that stay."""
+        unusable = self._unusable()
+        kept = sum(w.metadata.node_id not in unusable for w in worker_group_state.workers)
+        if kept < worker_group_state.num_workers:
+            return int(worker_group_state.num_workers)  # its ranks are about to leave anyway
+        free = ray._private.state.available_resources_per_node()
+        free = {node: r for node, r in free.items() if node not in unusable}
+        needed = {k: v for k, v in self.scaling_config._resources_per_worker_not_none.items() if v}
+        extra = sum(
+            min((int(r.get(name, 0.0) // amount) for name, amount in needed.items()), default=0)
+            for r in free.values()
+        )
+        reserved = self._get_reserved_resources()
+        allowed = self._count_possible_workers(reserved) if reserved else kept
+        return int(max(kept, min(allowed, kept + extra, self.scaling_config.max_workers)))
+
+    def _unusable(self) -> set[str]:
+        """Nodes that drain, or whose raylet does not answer though the head calls it alive."""
+        alive = {
+            node["NodeID"]: (node["NodeManagerAddress"], int(node["NodeManagerPort"]))
+            for node in ray.nodes()
+            if node["Alive"]
+        }
+        return (set(draining_nodes()) & set(alive)) | unreachable(alive, _PROBE_TIMEOUT_S)
+
+
+class LossPolicy(DefaultFailurePolicy):  # type: ignore[misc]
+    """Retries what a lost machine causes; what a training function raises ends the run.
+
+    Stock counts both against `max_failures`, unless one of them is marked as a preemption, and then
+    retries even when another rank raised a mistake of the user's.
+    """
+
+    def __init__(self, failure_config: Any, budget: LossBudget) -> None:
+        super().__init__(failure_config)
+        self._budget = budget
+
+    def make_decision(self, training_failed_error: Any) -> Any:
+        if not isinstance(training_failed_error, WorkerGroupError):
+            return super().make_decision(training_failed_error)
+        failures = training_failed_error.worker_failures
+        mistakes = {rank: error for rank, error in failures.items() if not _is_loss(error)}
+        if mistakes:
+            return super().make_decision(
+                WorkerGroupError(str(training_failed_error), worker_failures=mistakes)
+            )
+        if not any(is_planned(error) for error in failures.values()) and not self._budget.spend(
+            time.monotonic()
+        ):
+            return FailureDecision.RAISE
+        return FailureDecision.RETRY
+
+
+def _is_loss(error: BaseException) -> bool:
+    if isinstance(error, WorkerHealthCheckFailedError):
+        return isinstance(error.health_check_failure, RayActorError)
+    return isinstance(error, RayActorError | WorkerHealthCheckTimeoutError)
+
+
+def resize_key(run: str) -> str:
+    """Where the controller asks a run's workers to save and leave."""
+    return f"{run}/resize"
+
+
+def progress_key(run: str) -> str:
+    """Where rank 0 tells how far a run is: JSON, see `rayburst.train.progress`."""
+    return f"{run}/progress"

@@ -1,0 +1,150 @@
+"""ElasticTrainer: Ray Train's TorchTrainer that survives the loss of machines.
+
+    def train(config): ...                  # an ordinary Ray Train function
+    trainer = ElasticTrainer(train, config={...}, run="mine", storage="s3://bucket/runs",
+                             workers=Workers(least=1, most=4))
+    result = trainer.fit()                  # ray.train.Result
+
+What it changes about Ray's elastic training:
+- A lost machine never fails the run, whatever `max_failures` says; what the training function
+  itself raises ends the run at once.
+- After a loss the group restarts without waiting for the head to declare the node dead, and never
+  on a node that drains.
+- A running group is not killed to be resized: it is asked to save and leave, and only when the
+  restart pays. `resize_interval_s` is the least time between two such looks. The default of 20 s is
+  chosen against a restart of 10-15 s: a group trains at least as long as its restart took, and
+  nodes that join one by one within a burst cost one restart, not several.
+
+The function learns of notices through `rayburst.train.worker.agreement()`. On a Ray other than the
+tested version only public API is used: stock policies and settings. Ray's own settings
+(`RAY_TRAIN_*`, see `_ray_hooks.SETTINGS`) are put into the environment of this process when `fit`
+is called, where not set already; Ray hands them on to the controller and the workers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from rayburst.train.losses import LossOptions, surviving
+from rayburst.train.resizing import GrowthOptions
+from rayburst.train.versions import is_tested_ray
+
+__all__ = ["ElasticOptions", "ElasticTrainer", "Workers"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workers:
+    """How many workers, and what each one takes. One CPU each, and one GPU with `use_gpu`."""
+
+    least: int = 1
+    most: int = 1
+    use_gpu: bool = False
+    resources: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.most:
+            raise ValueError(
+                f"Workers(least={self.least}, most={self.most}): give 1 <= least <= most"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ElasticOptions:
+    """How an elastic run reacts. `checkpoints_kept`: Ray deletes older ones.
+
+    `collective_timeout_s`: how long a rank waits for its peers in a collective before it gives up;
+    it must cover the slowest rank's loading of data.
+    """
+
+    resize_interval_s: float = 20.0
+    collective_timeout_s: float = 300.0
+    checkpoints_kept: int = 2
+    max_failures: int = 0
+    growth: GrowthOptions = field(default_factory=GrowthOptions)
+    losses: LossOptions = field(default_factory=LossOptions)
+
+    def __post_init__(self) -> None:
+        if self.resize_interval_s < 0 or self.collective_timeout_s <= 0:
+            raise ValueError(f"{self}: intervals and time-outs are above 0")
+
+
+class ElasticTrainer:
+    """Runs `train_fn` on as many workers as there are, between `workers.least` and `.most`.
+
+    `train_fn` takes the dict `config`, or nothing. `run` names the folder below `storage` (a URI or
+    a path all nodes see) that holds checkpoints; the same name again resumes.
+    """
+
+    def __init__(
+        self,
+        train_fn: Callable[..., Any],
+        *,
+        config: dict[str, Any] | None = None,
+        run: str,
+        storage: str,
+        workers: Workers,
+        options: ElasticOptions | None = None,
+    ) -> None:
+        self._train_fn = surviving(train_fn)
+        self._config = config
+        self._run = run
+        self._storage = storage
+        self._workers = workers
+        self._options = options or ElasticOptions()
+
+    def fit(self) -> Any:
+        """Train to the end and return Ray's `ray.train.Result`.
+
+        Raises `ray.train.TrainingFailedError` when the function raised (its text holds the
+        traceback) or when losses follow each other too quickly.
+        """
+        return self._trainer(os.environ).fit()
+
+    def _trainer(self, environ: MutableMapping[str, str]) -> Any:
+        arguments = self._ray_arguments()
+        if not is_tested_ray():
+            return TorchTrainer(self._train_fn, **arguments)
+        from rayburst.train import _ray_hooks
+
+        for name, value in _ray_hooks.SETTINGS.items():
+            environ.setdefault(name, value)
+        return _ray_hooks.HookedTorchTrainer(
+            self._train_fn,
+            growth_options=self._options.growth,
+            loss_options=self._options.losses,
+            **arguments,
+        )
+
+    def _ray_arguments(self) -> dict[str, Any]:
+        options, workers = self._options, self._workers
+        scaling = ray.train.ScalingConfig(
+            num_workers=(workers.least, workers.most),
+            use_gpu=workers.use_gpu,
+            resources_per_worker=workers.resources or None,
+            elastic_resize_monitor_interval_s=options.resize_interval_s,
+        )
+        run = ray.train.RunConfig(
+            name=self._run,
+            storage_path=self._storage,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=options.checkpoints_kept),
+            # losses are charged to max_preemption_failures, which has no limit by default
+            failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        )
+        # gloo beside nccl: what ranks tell each other about leaving stays on the CPU
+        backend = "cpu:gloo,cuda:nccl" if workers.use_gpu else "gloo"
+        return {
+            "train_loop_config": self._config,
+            "scaling_config": scaling,
+            "run_config": run,
+            "torch_config": TorchConfig(
+                backend=backend, timeout_s=int(options.collective_timeout_s)
+            ),
+        }
