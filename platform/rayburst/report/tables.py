@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+_SENTENCE = 20
+
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
@@ -39,7 +41,12 @@ class Table:
             caption_justify="left",
         )
         for name in self.columns:
-            drawn.add_column(name, justify="right" if self._numeric(name) else "left")
+            drawn.add_column(
+                name,
+                justify="right" if self._numeric(name) else "left",
+                no_wrap=not self._wide(name),
+                overflow="fold",
+            )
         for row in self.rows:
             drawn.add_row(*row)
         return drawn
@@ -62,6 +69,11 @@ class Table:
             f"<table><caption>{escape(self.title)}</caption>"
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
         )
+
+    def _wide(self, name: str) -> bool:
+        """Whether a column holds sentences, which may wrap; names and numbers may not."""
+        index = list(self.columns).index(name)
+        return any(len(row[index]) > _SENTENCE for row in self.rows)
 
     def _numeric(self, name: str) -> bool:
         index = list(self.columns).index(name)

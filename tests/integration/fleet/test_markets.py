@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -19,9 +20,19 @@ BIN = Path(sys.executable).parent
 pytestmark = pytest.mark.timeout(300)
 
 
-def submit(platform, release: Path, count: int, *labels: str):
-    words = " ".join(map(str, (WORK, release, count, *labels)))
-    return platform.submit(f"python {words}", working_dir=None)
+@pytest.fixture
+def submit(platform):
+    """Submit work that holds nodes; what still runs at the end of a test is stopped."""
+    jobs = []
+
+    def go(release: Path, count: int, *labels: str):
+        words = " ".join(map(str, (WORK, release, count, *labels)))
+        jobs.append(platform.submit(f"python {words}", working_dir=None))
+        return jobs[-1]
+
+    yield go
+    for job in jobs:
+        job.stop()
 
 
 def up_nodes(platform, *pools: str):
@@ -43,10 +54,10 @@ def gone(platform, node: str) -> str:
 
 
 def test_work_fills_on_prem_then_spot_is_interrupted_and_everything_is_given_back(
-    platform, tmp_path
+    platform, submit, tmp_path
 ):
     release = tmp_path / "release"
-    job = submit(platform, release, 3)
+    job = submit(release, 3)
     nodes = {n.pool: n.node for n in up_nodes(platform, "rack", "spot-a")}
     wait_for(lambda: "pending: 1 x {CPU: 1}" in str(platform.fleet()) or None, what="one to wait")
     assert "cloud" not in nodes, "on-demand is only for those who name it"
@@ -78,10 +89,10 @@ def test_work_fills_on_prem_then_spot_is_interrupted_and_everything_is_given_bac
     assert bill.usd_is_complete and 0 < bill.usd < bill.usd_if_on_demand
 
 
-def test_on_demand_comes_when_a_label_names_it(platform, tmp_path):
+def test_on_demand_comes_when_a_label_names_it(submit, tmp_path):
     release = tmp_path / "release"
     release.touch()
-    job = submit(platform, release, 1, "rayburst.io/market=on-demand")
+    job = submit(release, 1, "rayburst.io/market=on-demand")
     assert job.wait(timeout_s=120) == "SUCCEEDED"
     assert "ran on ['cloud-" in job.logs()
 
@@ -114,7 +125,7 @@ def ray_cli(fleet, *words: str, check: bool = True) -> subprocess.CompletedProce
         capture_output=True,
         text=True,
         check=check,
-        timeout=120,
+        timeout=240,
     )
 
 
@@ -155,3 +166,18 @@ def test_a_job_that_does_not_exist_and_one_that_raises_end_with_their_words(plat
         platform.job("nope")
     with pytest.raises(JobError, match="working_dir"):
         platform.submit("true", working_dir="/no/such/folder")
+
+
+def test_an_unmodified_ray_train_example_runs(fleet, tmp_path):
+    import ray.train.examples.pytorch.torch_linear_example as example
+
+    environment = {"env_vars": {"HOME": str(tmp_path)}}  # it writes its results to the home folder
+    done = ray_cli(
+        fleet,
+        *("ray", "job", "submit", "--runtime-env-json", json.dumps(environment), "--"),
+        *("python", example.__file__, "--num-workers", "2"),
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "succeeded" in done.stdout
+    assert list(tmp_path.rglob("model.pt"))

@@ -43,13 +43,17 @@ def main(folder: Path) -> int:
     from rayburst.fleet import _ray_hooks
 
     labels = {**node_labels(pool), "rayburst.io/host": host.id}
-    raylet = _ray_hooks.start_worker_node(
-        gcs_address=state.gcs_address,
-        address=host.address,
-        shape=pool.shape,
-        labels=labels,
-        temp_dir=f"{state.ray_tmp}/{host.id[-4:]}",
-    )
+    try:
+        raylet = _ray_hooks.start_worker_node(
+            gcs_address=state.gcs_address,
+            address=host.address,
+            shape=pool.shape,
+            labels=labels,
+            temp_dir=f"{state.ray_tmp}/{host.id[-4:]}",
+        )
+    except Exception as error:  # noqa: BLE001  # whatever it was, the host must be on record as gone
+        _LOG.exception("%s could not join %s", host.id, state.gcs_address)
+        return _leave(fleet, folder, host.id, f"its Ray node did not start: {error}")
     _LOG.info("%s joined %s from %s", host.id, state.gcs_address, host.address)
 
     gcs = _ray_hooks.Gcs(state.gcs_address)
