@@ -106,6 +106,8 @@ class Decision:
         zone: where to run on spot; None otherwise.
         why: the reason in words and numbers.
         late_s: how late the job will end at least; above 0 is an event for its owner.
+        short_usd: how much more budget the choice that the deadline asks for would need; above 0
+            is an event too.
         expected_usd: cost still to come if this is done, as the table expects; None where no
             table was asked.
     """
@@ -114,6 +116,7 @@ class Decision:
     zone: str | None = None
     why: str
     late_s: float = 0.0
+    short_usd: float = 0.0
     expected_usd: float | None = None
 
 
@@ -270,27 +273,37 @@ def _within_budget(
 ) -> Decision:
     """The budget is hard: take what is wanted if the rest can still be paid for, at least on spot.
 
-    On-demand that would leave too little to end even on spot gives way to spot, then to waiting:
-    the deadline is then missed because of the budget, and the decision says so.
+    Inside the safety net on-demand means to the end. A budget that cannot carry that cannot promise
+    the deadline: spot that is up comes first then, and on-demand only while enough is left to end
+    on spot. The decision says how much is short.
     """
     spot = live or _best([z for z in state.zones if z.up], state.changeover_s)
-    for action in dict.fromkeys((wanted.action, Runs.SPOT, Runs.IDLE)):
-        if action is Runs.SPOT and spot is None:
-            continue
-        need_usd = _commits_usd(state, action, spot, live)
-        if need_usd <= budget_usd + 1e-9:
-            break
-    if action is wanted.action:
+    need_usd = _needs_usd(state, wanted, spot, live)
+    if need_usd <= budget_usd + 1e-9:
         return wanted
+    able = [a for a in (Runs.SPOT, wanted.action, Runs.IDLE) if a is not Runs.SPOT or spot]
+    action = next(a for a in able if _commits_usd(state, a, spot, live) <= budget_usd + 1e-9)
     return Decision(
         action=action,
         zone=spot.name if action is Runs.SPOT and spot is not None else None,
         late_s=_late_if(state, action, live),
+        short_usd=need_usd - budget_usd,
         why=(
-            f"budget: {budget_usd:.2f} USD left do not carry {wanted.action} to the end of the "
-            f"work ({wanted.why})"
+            f"budget: {budget_usd:.2f} USD left, {need_usd:.2f} needed for {wanted.action} "
+            f"({wanted.why})"
         ),
     )
+
+
+def _needs_usd(
+    state: JobMarketState, wanted: Decision, spot: ZoneNow | None, live: ZoneNow | None
+) -> float:
+    """What the wanted choice needs: inside the net, on-demand to the end of the work."""
+    spare_s = state.time_left_s - state.work_left_s
+    if wanted.action is Runs.ON_DEMAND and spare_s < 2 * state.changeover_s + state.tick_s:
+        owed_s = state.owed_s if state.runs is Runs.ON_DEMAND else state.changeover_s
+        return (owed_s + state.work_left_s) * state.on_demand_usd_per_hour / 3600.0
+    return _commits_usd(state, wanted.action, spot, live)
 
 
 def _commits_usd(
@@ -298,7 +311,7 @@ def _commits_usd(
 ) -> float:
     """Least money the job needs from here if it takes `action` for one tick and spot after that."""
     if action is Runs.IDLE:
-        return 0.0
+        return float("-inf")
     cheapest = min((z.usd_per_hour for z in state.zones), default=state.on_demand_usd_per_hour)
     stays = state.runs is action and (action is Runs.ON_DEMAND or live is not None)
     first_s = state.owed_s if stays else state.changeover_s

@@ -64,7 +64,7 @@ class _Run:
     rules: Rules
     whole: ZoneRecord
     most: ZoneRecord
-    policy: DeadlinePolicy = field(default_factory=DeadlinePolicy)
+    policy: DeadlinePolicy
     whole_lasts: _Steady = field(default_factory=_Steady)
     part_lasts: _Steady = field(default_factory=_Steady)
 
@@ -89,11 +89,19 @@ class _Run:
 
 
 def elastic_gang(
-    trace: ZoneTrace, *, nodes: int, jobs: Jobs, rules: Rules, prior: Hazards
+    trace: ZoneTrace,
+    *,
+    nodes: int,
+    jobs: Jobs,
+    rules: Rules,
+    prior: Hazards,
+    policy: DeadlinePolicy | None = None,
 ) -> Lanes:
     """Play every job as an elastic gang; the result reads like that of `play`."""
     records = {"whole": ZoneRecord(prior), "most": ZoneRecord(prior)}
-    run = _Run(name=trace.name, nodes=nodes, rules=rules, **records)
+    run = _Run(
+        name=trace.name, nodes=nodes, rules=rules, policy=policy or DeadlinePolicy(), **records
+    )
     lanes = Lanes(jobs, rules)
     gangs = [_Gang(left_s=rules.work_s) for _ in jobs.start]
     before = 0

@@ -23,12 +23,20 @@ class LivePolicy:
     """A chooser (see `baselines.Chooser`) that asks `DeadlinePolicy` for every lane.
 
     Required: every tick of the market goes through `observe`, in order, also before the first job.
+    Optional: `policy` shares solved tables; without `use_history` the prior is never replaced.
     """
 
-    def __init__(self, prior: Hazards, zones: Sequence[str], *, use_history: bool = True):
+    def __init__(
+        self,
+        prior: Hazards,
+        zones: Sequence[str],
+        *,
+        use_history: bool = True,
+        policy: DeadlinePolicy | None = None,
+    ):
         refresh_s = REFRESH_S if use_history else float("inf")
         self._record = MarketRecord(prior=prior, zones=zones, refresh_s=refresh_s)
-        self._policy = DeadlinePolicy()
+        self._policy = policy or DeadlinePolicy()
         self._zones = list(zones)
         self._index = {name: i for i, name in enumerate(zones)}
 
