@@ -30,12 +30,17 @@ def box_wants(
     """Chunks that fill `target` with the box of `lengths` at `start` of a stored shard."""
     if math.prod(lengths) == 0:
         return
+    contiguous = target.device.type == "cpu" and target.is_contiguous()
+    if contiguous and lengths == shard.shape and len(shard.chunks) == 1:
+        memory = memory_of(target.reshape(-1).view(torch.uint8))
+        yield Want(shard.chunks[0], name, _Into(memory, 0))
+        return
     item = target.element_size()
     row_bytes = math.prod(shard.shape[1:]) * item
     first = start[0] * row_bytes if start else 0
     last = (start[0] + lengths[0]) * row_bytes if start else item
     chunks = list(_overlapping(shard, first, last))
-    if lengths[1:] == shard.shape[1:] and target.is_contiguous() and target.device.type == "cpu":
+    if lengths[1:] == shard.shape[1:] and contiguous:
         memory = memory_of(target.reshape(-1).view(torch.uint8))
         for chunk, at in chunks:
             yield Want(chunk, name, _Into(memory, at - first))

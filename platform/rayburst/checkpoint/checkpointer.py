@@ -30,10 +30,9 @@ from rayburst.checkpoint.manifest import Manifest
 from rayburst.checkpoint.packs import ChunkIndex
 from rayburst.checkpoint.progress import Bandwidth, Progress
 from rayburst.checkpoint.protocol import Reached, SaveStep, ignore_step
-from rayburst.checkpoint.saving import PlanCache, Snapshot, Written, write_checkpoint
-from rayburst.checkpoint.staging import HostBuffer
+from rayburst.checkpoint.saving import PlanCache, Written, write_checkpoint
+from rayburst.checkpoint.staging import HostBuffer, Snapshot
 from rayburst.checkpoint.store import ObjectStore
-from rayburst.checkpoint.tree import flatten
 from rayburst.checkpoint.writer import SaveSettings
 from rayburst.errors import (
     CheckpointAbandonedError,
@@ -168,9 +167,7 @@ class Checkpointer:
         if outcome == "skipped":
             blocked = self.options.monotonic() - begun
             return SaveHandle(step=step, outcome=outcome, blocked_s=blocked, progress=progress)
-        leaves, paths = flatten(state)
-        staged = self._buffer.stage(leaves)
-        snapshot = Snapshot(leaves=leaves, paths=paths, staged=staged, layout=self._buffer.layout)
+        snapshot = self._buffer.stage(state)
         progress.expect(self._buffer.size_bytes)
         self.options.reached(SaveStep.STAGED)
         handle = SaveHandle(

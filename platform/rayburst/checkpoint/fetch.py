@@ -92,6 +92,7 @@ def _read(store: ObjectStore, digest: Digest, part: list[Want]) -> None:
 
 def _again(store: ObjectStore, digest: Digest, want: Want) -> memoryview:
     chunk = want.chunk
+    store.distrust(chunk.pack)
     piece = _get(store, want, chunk.offset, chunk.length)
     if len(piece) != chunk.length:
         raise CheckpointDamagedError(

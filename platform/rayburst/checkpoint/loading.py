@@ -10,14 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
 from rayburst.checkpoint.catalog import read_manifest, step_numbers
+from rayburst.checkpoint.chunks import digest_of
+from rayburst.checkpoint.fetch import fetch
 from rayburst.checkpoint.group import Group
-from rayburst.checkpoint.manifest import Manifest
+from rayburst.checkpoint.manifest import Manifest, StoredTensor
 from rayburst.checkpoint.planner import StateLoadPlanner
-from rayburst.checkpoint.reader import CheckpointReader, read_state
+from rayburst.checkpoint.reader import CheckpointReader, read_state, tensor_wants
 from rayburst.checkpoint.store import ObjectStore
+from rayburst.checkpoint.tree import flatten
 from rayburst.errors import CheckpointDamagedError, CheckpointNotFoundError
 
 __all__ = ["Loaded", "load_checkpoint"]
@@ -109,11 +113,23 @@ def _load_one(
 
 
 def _fill(store: ObjectStore, state: dict[Any, Any], manifest: Manifest, unpickle: bool) -> None:
+    leaves, _ = flatten(state)
+    whole = {n: v for n, v in leaves.items() if _takes_all(v, manifest.tensors.get(n))}
+    fetch(store, digest_of(manifest.digest), tensor_wants(manifest, whole))
+    if len(whole) == len(leaves):
+        return
     # DCP's load plan needs no talk between ranks: each reads what its own boxes need
     reader = CheckpointReader(store, manifest=manifest)
-    planner = StateLoadPlanner(unpickle=unpickle)
+    planner = StateLoadPlanner(unpickle=unpickle, filled=whole.keys())
     metadata: Metadata = reader.read_metadata()
     planner.set_up_planner(state, metadata, is_coordinator=True)
     reader.set_up_storage_reader(metadata, True)
     plan = planner.finish_plan(planner.create_local_plan())
     reader.read_data(plan, planner).wait()
+
+
+def _takes_all(value: Any, stored: StoredTensor | None) -> bool:
+    """A plain tensor that takes the stored one whole: no plan is needed for it."""
+    if stored is None or type(value) not in (torch.Tensor, torch.nn.Parameter):
+        return False
+    return value.shape == stored.shape and str(value.dtype)[6:] == stored.dtype

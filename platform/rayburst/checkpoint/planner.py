@@ -12,7 +12,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.default_planner import (
     DefaultLoadPlanner,
     DefaultSavePlanner,
     create_default_global_save_plan,
+    create_default_local_load_plan,
     create_default_local_save_plan,
 )
 from torch.distributed.checkpoint.metadata import (
@@ -209,9 +210,11 @@ def _item_bytes(item: WriteItem) -> int:
 class StateLoadPlanner(DefaultLoadPlanner):
     """Fills an existing state in place; leaves that are no tensors are set in its containers."""
 
-    def __init__(self, *, unpickle: bool = False) -> None:
+    def __init__(self, *, unpickle: bool = False, filled: Collection[str] = ()) -> None:
+        """`filled`: names that somebody else fills."""
         super().__init__(flatten_sharded_tensors=False)
         self._unpickle = unpickle
+        self._filled = filled
 
     def set_up_planner(
         self,
@@ -220,14 +223,16 @@ class StateLoadPlanner(DefaultLoadPlanner):
         is_coordinator: bool = False,
     ) -> None:
         self.original_state_dict = state_dict
-        self.state_dict, self.mappings = flatten(state_dict)
+        leaves, self.mappings = flatten(state_dict)
+        self.state_dict = {n: v for n, v in leaves.items() if n not in self._filled}
         self.metadata = metadata
         self.is_coordinator = is_coordinator
 
     def create_local_plan(self) -> LoadPlan:
-        stored = self.metadata.state_dict_metadata if self.metadata is not None else {}
-        fits(self.state_dict, stored)
-        return super().create_local_plan()
+        if self.metadata is None:
+            raise CheckpointError("set_up_planner comes first: DCP calls them in order")
+        fits(self.state_dict, self.metadata.state_dict_metadata)
+        return create_default_local_load_plan(self.state_dict, self.metadata, strict=True)
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         name = read_item.dest_index.fqn

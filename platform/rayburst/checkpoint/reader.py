@@ -9,7 +9,7 @@ boxes go straight into the tensor's memory; others are put together in a buffer 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -157,23 +157,31 @@ def _dtype(name: str, tensor: StoredTensor) -> torch.dtype:
 
 def read_state(store: ObjectStore, manifest: Manifest, *, unpickle: bool = False) -> dict[Any, Any]:
     """The whole nested state as plain CPU tensors, whatever layout it was saved in."""
-    leaves: dict[str, Any] = {}
-    wants: list[Want] = []
-    for name, tensor in manifest.tensors.items():
-        dtype = _dtype(name, tensor)
-        whole(name, tensor, dtype.itemsize)
-        leaves[name] = torch.empty(tensor.shape, dtype=dtype)
-        for shard in tensor.shards:
-            box = leaves[name]
-            for dim, (start, extent) in enumerate(zip(shard.offset, shard.shape, strict=True)):
-                box = box.narrow(dim, start, extent)
-            wants += box_wants(name, shard, box, (0,) * len(shard.shape), shard.shape)
+    leaves: dict[str, Any] = {
+        name: torch.empty(tensor.shape, dtype=_dtype(name, tensor))
+        for name, tensor in manifest.tensors.items()
+    }
+    wants = tensor_wants(manifest, leaves)
     raw: dict[str, bytes] = {}
     for name, stored in manifest.objects.items():
-        leaves[name] = None
         wants += object_wants(name, stored, partial(raw.__setitem__, name))
     fetch(store, digest_of(manifest.digest), wants)
     for name, stored in manifest.objects.items():
         leaves[name] = decode_leaf(name, stored.encoding, raw[name], unpickle=unpickle)
     ordered = {name: leaves[name] for name in manifest.paths if name in leaves}
     return rebuild(ordered, manifest.paths)
+
+
+def tensor_wants(manifest: Manifest, targets: Mapping[str, torch.Tensor]) -> list[Want]:
+    """Every chunk of stored tensors, each whole into the tensor of its name, shape and dtype."""
+    wants: list[Want] = []
+    for name, target in targets.items():
+        stored = manifest.tensors[name]
+        whole(name, stored, target.element_size())
+        for shard in stored.shards:
+            box = target.detach()
+            if shard.shape != stored.shape:
+                for dim, (start, size) in enumerate(zip(shard.offset, shard.shape, strict=True)):
+                    box = box.narrow(dim, start, size)
+            wants += box_wants(name, shard, box, (0,) * len(shard.shape), shard.shape)
+    return wants

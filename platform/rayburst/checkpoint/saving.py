@@ -6,7 +6,6 @@ a steady save costs no planning and no plan traffic. Runs in any thread, on its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,10 +17,11 @@ from rayburst.checkpoint.manifest import Manifest
 from rayburst.checkpoint.packs import ChunkIndex
 from rayburst.checkpoint.planner import StateSavePlanner
 from rayburst.checkpoint.progress import Progress
+from rayburst.checkpoint.staging import Snapshot
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.checkpoint.writer import CheckpointWriter, SaveSettings
 
-__all__ = ["PlanCache", "Snapshot", "Written", "write_checkpoint"]
+__all__ = ["PlanCache", "Written", "write_checkpoint"]
 
 
 @dataclass(slots=True)
@@ -31,19 +31,6 @@ class PlanCache:
     layout: int = -1
     plan: SavePlan | None = None
     metadata: Metadata | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Snapshot:
-    """A staged state. `leaves` tells names, shapes and placements; `staged` holds the bytes.
-
-    `layout` is the same number for the same names, shapes and dtypes.
-    """
-
-    leaves: dict[str, Any]
-    paths: dict[str, Any]
-    staged: Mapping[str, Any]
-    layout: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch.distributed.tensor import DTensor
 
-__all__ = ["HostBuffer", "Span", "bytes_of", "local_tensor", "memory_of"]
+from rayburst.checkpoint.tree import Outline
+
+__all__ = ["HostBuffer", "Snapshot", "Span", "bytes_of", "local_tensor", "memory_of"]
 
 _ALIGN = 16
-_CONSTANT = (int, float, str, bool, bytes, type(None))
+_SAFE = (torch.Tensor, int, float, str, bool, bytes, type(None))  # staged, or cannot change
 
 
 class Span(NamedTuple):
@@ -33,6 +36,19 @@ class Span(NamedTuple):
     def whole(cls, buffer: memoryview) -> Span:
         """All of a buffer."""
         return cls(buffer, 0, len(buffer))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """A staged state. `leaves` tells names, shapes and placements; `staged` holds the bytes.
+
+    `layout` is the same number for the same names, shapes and dtypes.
+    """
+
+    leaves: dict[str, Any]
+    paths: dict[str, Any]
+    staged: Mapping[str, Any]
+    layout: int
 
 
 def local_tensor(value: Any) -> torch.Tensor | None:
@@ -63,11 +79,15 @@ class HostBuffer:
     """The staged copy of one rank's state. `stage` again reuses everything it can."""
 
     def __init__(self) -> None:
-        self._signature: list[Any] = []
+        self._outline: Outline | None = None
+        self._shapes: list[torch.Size] = []
+        self._dtypes: list[torch.dtype] = []
+        self._tensors: list[int] = []  # which leaves are tensors
         self._flat = torch.zeros(0, dtype=torch.uint8)
         self._memory = memoryview(b"")
         self._views: list[torch.Tensor] = []
         self._stream: Any = None
+        self._cuda = False
         self.layout = 0  # counts layouts: the same number means the same names, shapes, dtypes
 
     @property
@@ -75,26 +95,35 @@ class HostBuffer:
         """Host memory held."""
         return self._flat.numel()
 
-    def stage(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
-        """Local tensors in this buffer and copies of other leaves, by name.
-
-        Returns when the copy is complete. The result is overwritten by the next call.
-        """
-        names, tensors, others = [], [], {}
-        for name, value in leaves.items():
-            tensor = local_tensor(value)
-            if tensor is not None:
-                names.append(name)
-                tensors.append(tensor)
-            else:
-                others[name] = value if isinstance(value, _CONSTANT) else copy.deepcopy(value)
-        signature: list[Any] = [(n, t.shape, t.dtype) for n, t in zip(names, tensors, strict=True)]
-        signature.extend(others)
-        if signature != self._signature:
+    def stage(self, state: Mapping[Any, Any]) -> Snapshot:
+        """Copy the state. Returns when the copy is complete; the next call overwrites it."""
+        outline = self._outline
+        leaves = None if outline is None else outline.leaves(state)
+        if outline is None or leaves is None:
+            outline = self._outline = Outline(state)
+            leaves = list(outline.named.values())
+            self._tensors = [i for i, v in enumerate(leaves) if isinstance(v, torch.Tensor)]
+            self._shapes = []
+        tensors = leaves
+        if len(self._tensors) != len(leaves):
+            tensors = [leaves[i] for i in self._tensors]
+        tensors = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+        shapes, dtypes = [t.shape for t in tensors], [t.dtype for t in tensors]
+        if shapes != self._shapes or dtypes != self._dtypes or not self.layout:
             self._lay_out(tensors)
-            self._signature = signature
+            self._shapes, self._dtypes = shapes, dtypes
         self._copy(tensors)
-        return {**dict(zip(names, self._views, strict=True)), **others}
+        staged = list(leaves)
+        for i, view in zip(self._tensors, self._views, strict=True):
+            staged[i] = view
+        if len(self._tensors) != len(leaves):
+            staged = [v if isinstance(v, _SAFE) else copy.deepcopy(v) for v in staged]
+        return Snapshot(
+            leaves=dict(zip(outline.names, leaves, strict=True)),
+            paths=outline.paths,
+            staged=dict(zip(outline.names, staged, strict=True)),
+            layout=self.layout,
+        )
 
     def span(self, tensor: torch.Tensor) -> Span:
         """Bytes of a tensor, as part of this buffer where it lies inside."""
@@ -108,7 +137,7 @@ class HostBuffer:
         for tensor in tensors:
             offsets.append(end)
             end += -(-tensor.numel() * tensor.element_size() // _ALIGN) * _ALIGN
-        cuda = any(t.device.type == "cuda" for t in tensors)
+        cuda = self._cuda = any(t.device.type == "cuda" for t in tensors)
         if self._flat.numel() < end or self._flat.numel() > 1.1 * end:
             self._views, self._memory = [], memoryview(b"")
             self._flat = torch.zeros(0, dtype=torch.uint8)  # the old one goes before the new comes
@@ -121,9 +150,10 @@ class HostBuffer:
         self.layout += 1
 
     def _copy(self, tensors: list[torch.Tensor]) -> None:
-        if not any(t.device.type == "cuda" for t in tensors):
+        if not self._cuda:
             if tensors:
-                torch._foreach_copy_(self._views, tensors)
+                with torch.no_grad():
+                    torch._foreach_copy_(self._views, tensors)
             return
         if self._stream is None:
             side: Any = torch.cuda.Stream
@@ -131,7 +161,7 @@ class HostBuffer:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for view, tensor in zip(self._views, tensors, strict=True):
-                view.copy_(tensor, non_blocking=True)
+                view.copy_(tensor.detach(), non_blocking=True)
         self._stream.synchronize()
 
 

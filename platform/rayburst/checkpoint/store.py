@@ -207,6 +207,9 @@ class ObjectStore:
                     modified=item["last_modified"],
                 )
 
+    def distrust(self, key: str) -> None:
+        """Hear that what was read as `key` was wrong. For stores with a cache before them."""
+
     def delete(self, key: str) -> None:
         """Remove the object; one that is not there is fine."""
         path = self._path(key)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import rayburst.checkpoint as checkpoint
-from rayburst.checkpoint.checkpointer import Checkpointer, FlushReport, Options
+from rayburst.checkpoint import checkpointer
+from rayburst.checkpoint.checkpointer import Checkpointer, FlushReport, Options, SaveHandle
 from rayburst.checkpoint.protocol import SaveStep
 from rayburst.errors import CheckpointAbandonedError, CheckpointError
 
@@ -28,17 +29,30 @@ class Gate:
             assert self.open.wait(30)
 
 
+def open_when_waited_for(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open the gate at the moment at which somebody begins to wait for the save behind it."""
+    plain = checkpointer._wait
+
+    def waiting(handle: SaveHandle, timeout_s: float | None = None) -> bool:
+        gate.open.set()
+        return plain(handle, timeout_s)
+
+    monkeypatch.setattr(checkpointer, "_wait", waiting)
+
+
 def state(step: int) -> dict[str, Any]:
     return {"w": torch.arange(3_000_000) * 0.5 + step}
 
 
-def test_wait_blocks_until_the_last_save_is_committed(tmp_path: Path) -> None:
+def test_wait_blocks_until_the_last_save_is_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate = Gate(SaveStep.PACKS_DONE)
+    open_when_waited_for(gate, monkeypatch)
     with Checkpointer(str(tmp_path), Options(reached=gate)) as checkpoints:
         first = checkpoints.async_save(state(1), step=1)
         assert first.outcome == "started"
         assert gate.here.wait(30)
-        threading.Timer(0.05, gate.open.set).start()
         second = checkpoints.async_save(state(2), step=2, when_busy="wait")
         assert second.outcome == "waited"
         assert first.done()
@@ -61,12 +75,12 @@ def test_skip_returns_at_once_and_says_so(tmp_path: Path) -> None:
         assert checkpoints.latest() == 1
 
 
-def test_supersede_calls_the_old_save_off(tmp_path: Path) -> None:
+def test_supersede_calls_the_old_save_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(SaveStep.PARENT_CONFIRMED)
+    open_when_waited_for(gate, monkeypatch)
     with Checkpointer(str(tmp_path), Options(reached=gate)) as checkpoints:
         first = checkpoints.async_save(state(1), step=1)
         assert gate.here.wait(30)
-        threading.Timer(0.05, gate.open.set).start()
         second = checkpoints.async_save(state(2), step=2, when_busy="supersede")
         assert (second.outcome, second.superseded_step) == ("superseded", 1)
         with pytest.raises(CheckpointAbandonedError, match="called off"):

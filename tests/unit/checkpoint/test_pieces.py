@@ -21,7 +21,7 @@ from rayburst.checkpoint.progress import Bandwidth, Progress
 from rayburst.checkpoint.protocol import manifest_key, pack_key, save_of, step_of
 from rayburst.checkpoint.retention import Best, Retention, keep
 from rayburst.checkpoint.staging import HostBuffer
-from rayburst.checkpoint.tree import flatten, rebuild
+from rayburst.checkpoint.tree import Outline, flatten, rebuild
 from rayburst.errors import CheckpointError
 
 LEAVES = st.one_of(
@@ -61,6 +61,21 @@ def test_a_tree_comes_back_exactly(tree: dict[object, object]) -> None:
         return
     back = rebuild(leaves, paths)
     assert repr(back) == repr(tree)
+
+
+@given(TREES, TREES)
+def test_an_outline_finds_the_leaves_or_says_that_the_shape_changed(
+    tree: dict[object, object], other: dict[object, object]
+) -> None:
+    try:
+        outline, named = Outline(tree), flatten(other)[0]
+    except CheckpointError:
+        return
+    assert repr(outline.leaves(tree) or []) == repr(list(outline.named.values()))
+    found = outline.leaves(other)
+    if found is not None:
+        assert repr(dict(zip(outline.names, found, strict=True))) == repr(named)
+        assert outline.paths == flatten(other)[1]
 
 
 def test_keys_that_would_be_lost_are_refused() -> None:
@@ -174,16 +189,16 @@ def test_staging_reuses_its_memory_and_keeps_its_layout() -> None:
     buffer = HostBuffer()
     state = {"a": torch.ones(1000, 3).t(), "b": torch.arange(7, dtype=torch.bfloat16), "c": [1]}
     first = buffer.stage(state)
-    where, layout = first["a"].data_ptr(), buffer.layout
+    where, layout = first.staged["a"].data_ptr(), buffer.layout
     state["a"].mul_(2)
     state["c"].append(2)
-    assert torch.equal(first["a"], torch.ones(3, 1000))
-    assert first["c"] == [1]
+    assert torch.equal(first.staged["a"], torch.ones(3, 1000))
+    assert first.staged["c"] == [1]
     second = buffer.stage(state)
-    assert second["a"].data_ptr() == where
+    assert second.staged["a"].data_ptr() == where
     assert buffer.layout == layout
-    assert torch.equal(second["a"], state["a"])
-    span = buffer.span(second["b"])
+    assert torch.equal(second.staged["a"], state["a"])
+    span = buffer.span(second.staged["b"])
     assert bytes(span.buffer[span.start : span.start + span.length]) == bytes(
         state["b"].view(torch.uint8).numpy()
     )

@@ -1,0 +1,125 @@
+"""Under Ray Train: reported without an upload, back after a failure, held by a peer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from rayburst.checkpoint.checkpointer import Checkpointer
+from rayburst.checkpoint.peers import Node, PeerStore, choose_node, find_peer, peer_step, place_peer
+from rayburst.checkpoint.store import ObjectStore
+from rayburst.errors import CheckpointError
+
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    from rayburst.checkpoint.checkpointer import Checkpointer
+    from rayburst.checkpoint.ray_train import checkpoints_uri, last_reported, report
+
+    state = {"w": torch.zeros(1000), "step": 0}
+    with Checkpointer(checkpoints_uri()) as checkpoints:
+        where = last_reported()
+        if where is not None:
+            uri, step = where
+            assert uri == checkpoints.store.uri
+            found = checkpoints.load(state, step=step)
+            assert found.data == {"offset": step * 10}
+        for step in range(state["step"] + 1, 5):
+            state["w"] += step
+            state["step"] = step
+            saved = checkpoints.save(state, step=step, data={"offset": step * 10})
+            report({"step": step, "resumed": where is not None}, saved)
+            if step == 2 and where is None:
+                raise RuntimeError("this worker fails once")
+
+
+def test_a_run_goes_on_from_what_was_reported(cluster: None, tmp_path: Path) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from rayburst.checkpoint.ray_train import where_of
+
+    result = TorchTrainer(
+        train_loop,
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
+        run_config=RunConfig(
+            storage_path=str(tmp_path), name="run", failure_config=FailureConfig(max_failures=1)
+        ),
+    ).fit()
+    assert result.metrics == {"step": 4, "resumed": True}
+    uri, step = where_of(result.checkpoint)
+    assert (uri, step) == (str(tmp_path / "run" / "checkpoints"), 4)
+    with Checkpointer(uri) as checkpoints:
+        assert torch.equal(checkpoints.load().state["w"], torch.full((1000,), 10.0))
+    plain = ray.train.Checkpoint.from_directory(tmp_path)
+    with pytest.raises(CheckpointError, match="was not reported by"):
+        where_of(plain)
+
+
+def test_a_peer_serves_when_the_store_cannot(cluster: None, tmp_path: Path) -> None:
+    uri = str(tmp_path / "store")
+    peer = place_peer("a", uri)
+    store = PeerStore.over(ObjectStore.open(uri), peer)
+    state = {"w": torch.arange(2_000_000.0), "n": {"x": 1}}
+    with Checkpointer(store) as checkpoints:
+        checkpoints.save(state, step=1)
+        state["w"][:10] = -1
+        checkpoints.save(state, step=2)
+        store.drain(60)
+        assert peer_step(peer) == 2
+        packs = list((tmp_path / "store" / "packs").rglob("*"))
+        for path in packs:
+            if path.is_file():
+                path.unlink()
+        found = checkpoints.load()
+        assert torch.equal(found.state["w"], state["w"])
+        assert store.reads_from_peer is True
+    ray.kill(peer)
+
+
+def test_a_peer_that_lies_or_dies_is_passed_over(cluster: None, tmp_path: Path) -> None:
+    uri = str(tmp_path / "store")
+    peer = place_peer("b", uri)
+    assert find_peer("b") is not None
+    store = PeerStore.over(ObjectStore.open(uri), peer, timeout_s=20)
+    state = {"w": torch.arange(500_000.0)}
+    with Checkpointer(store) as checkpoints:
+        saved = checkpoints.save(state, step=1)
+        store.drain(60)
+        pack = next(i.key for i in store.list("packs"))
+        ray.get(peer.take.remote(pack, b"x" * saved.sent_bytes))
+        store._peer_is_faster = True
+        assert torch.equal(checkpoints.load().state["w"], state["w"])
+        ray.kill(peer)
+        store._peer_is_faster, store._distrusted = True, set()
+        assert torch.equal(checkpoints.load().state["w"], state["w"])
+        assert store.reads_from_peer is False
+        state["w"] += 1
+        checkpoints.save(state, step=2)
+    assert peer_step(peer, timeout_s=5) is None
+
+
+def test_the_peer_goes_far_away() -> None:
+    def node(name: str, zone: str, pool: str) -> Node:
+        return Node(node_id=name, labels={"rayburst.io/zone": zone, "rayburst.io/pool": pool})
+
+    own = node("a", "z1", "spot")
+    same, other_pool = node("b", "z1", "spot"), node("c", "z1", "rack")
+    other_zone, bare = node("d", "z2", "spot"), Node(node_id="e", labels={})
+    assert choose_node([own, same, other_pool, other_zone, bare], own) == other_zone
+    assert choose_node([own, same, other_pool, bare], own) == other_pool
+    assert choose_node([own, same], own) == same
+    assert choose_node([own], own) is None
