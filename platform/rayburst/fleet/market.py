@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rayburst.errors import DataError
-from rayburst.fleet.deadline import ZoneNow
 from rayburst.fleet.hazards import REFRESH_S, Hazards, ZoneRecord
+from rayburst.fleet.job_state import ZoneNow
 
 _LOSSES = 4.0  # losses that weigh as much as the first guess, an even chance
 _SHARES = 10  # chances are rounded to tenths, so that tables are shared

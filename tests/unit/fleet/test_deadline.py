@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayburst.errors import SpecError
-from rayburst.fleet.deadline import DeadlinePolicy, JobMarketState, Runs, ZoneNow
+from rayburst.fleet.deadline import DeadlinePolicy
 from rayburst.fleet.hazards import BINS, Hazards, pooled_prior
+from rayburst.fleet.job_state import JobMarketState, Runs, ZoneNow
 from rayburst.fleet.recorded import RECORDED
 from rayburst.fleet.slack_table import SLACK_STEPS, STEPS, After, TableKey, solve
 

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rayburst.fleet.deadline import DeadlinePolicy, JobMarketState, Runs, ZoneNow
+from rayburst.fleet.deadline import DeadlinePolicy
 from rayburst.fleet.hazards import Hazards, ZoneRecord
+from rayburst.fleet.job_state import JobMarketState, Runs, ZoneNow
 from rayburst.fleet.replay.lanes import Jobs, Lanes, Rules
 from rayburst.fleet.replay.traces import ZoneTrace
 
@@ -98,9 +99,13 @@ def elastic_gang(
     policy: DeadlinePolicy | None = None,
 ) -> Lanes:
     """Play every job as an elastic gang; the result reads like that of `play`."""
-    records = {"whole": ZoneRecord(prior), "most": ZoneRecord(prior)}
     run = _Run(
-        name=trace.name, nodes=nodes, rules=rules, policy=policy or DeadlinePolicy(), **records
+        name=trace.name,
+        nodes=nodes,
+        rules=rules,
+        whole=ZoneRecord(prior),
+        most=ZoneRecord(prior),
+        policy=policy or DeadlinePolicy(),
     )
     lanes = Lanes(jobs, rules)
     gangs = [_Gang(left_s=rules.work_s) for _ in jobs.start]

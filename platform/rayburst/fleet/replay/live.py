@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rayburst.fleet.deadline import DeadlinePolicy, JobMarketState, Runs, ZoneNow
+from rayburst.fleet.deadline import DeadlinePolicy
 from rayburst.fleet.hazards import REFRESH_S, Hazards
+from rayburst.fleet.job_state import JobMarketState, Runs, ZoneNow
 from rayburst.fleet.market import MarketRecord
 from rayburst.fleet.replay.lanes import IDLE, ON_DEMAND, SPOT, Bools, Ints, Lanes
 

@@ -97,7 +97,8 @@ def replay(traces: Sequence[ZoneTrace], settings: Settings) -> Report:
     for group in groups:
         name = "multi:" + ",".join(t.name for t in group) if settings.many_zones else group[0].name
         jobs, rules = _jobs(group, settings)
-        starts_s[name] = jobs.start[: len(jobs.start) // len(settings.fractions)] * rules.tick_s
+        first = jobs.start[: len(jobs.start) // len(settings.fractions)]
+        starts_s[name] = first.astype(np.float64) * rules.tick_s
         up, known = market(group, settings.nodes)
         for policy in settings.policies:
             if policy == "omniscient":
