@@ -9,6 +9,7 @@
 | `DefaultFailurePolicy` | a lost machine is retried, a user's mistake is not |
 | `ray._private.state.state.get_draining_nodes` | the only view of drains and their deadlines |
 | `ray._private.state.available_resources_per_node` | growth needs what is free, not what exists |
+| loggers of `ray.train.v2._internal` | leaving is no error; not every report needs a line |
 | `ray.experimental.internal_kv` | progress to the driver, "please leave" to the workers |
 
 `rayburst.train.trainer` imports this module only on the tested version.
@@ -17,6 +18,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +32,7 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
     WorkerHealthCheckTimeoutError,
 )
+from ray.train.v2._internal.execution import context
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
@@ -40,7 +43,7 @@ from rayburst.train.liveness import unreachable
 from rayburst.train.losses import LossBudget, LossOptions, is_planned
 from rayburst.train.resizing import GrowthOptions, growth
 
-__all__ = ["SETTINGS", "HookedTorchTrainer", "draining_nodes", "kv_get", "kv_put"]
+__all__ = ["SETTINGS", "HookedTorchTrainer", "draining_nodes"]
 
 SETTINGS = {
     # 60 s by default: a group that asks for a node that has just died waits that long
@@ -82,6 +85,18 @@ def kv_get(key: str) -> bytes | None:
 def kv_delete(key: str) -> None:
     """Remove `key`; one that is not there is fine."""
     internal_kv._internal_kv_del(key.encode(), namespace=_KV_NAMESPACE)
+
+
+def hush_reports() -> None:
+    """Keep this worker from telling every report at INFO, past Ray Train's own log level."""
+    # `context.py` names its logger by its file, outside the "ray" tree that LoggingConfig sets
+    logging.getLogger(context.__file__).setLevel(logging.WARNING)
+
+
+def hush_leaving() -> None:
+    """Keep this worker from logging its planned departure as an error with a traceback."""
+    # `construct_user_exception_with_traceback` logs whatever ends a training function
+    logging.getLogger("ray.train.v2._internal.util").setLevel(logging.CRITICAL)
 
 
 class HookedTorchTrainer(TorchTrainer):  # type: ignore[misc]

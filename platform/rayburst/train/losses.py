@@ -1,8 +1,9 @@
 """Telling the loss of a machine from a mistake of the user, and bounding both.
 
-PURE apart from `surviving`, which wraps a training function. When a machine dies, the ranks that
-are left fail in their next collective: those errors name a broken connection, and restarting helps.
-Anything else that a training function raises is the user's and ends the run with its traceback.
+PURE apart from `leave` and `surviving`, which run in a Ray Train worker. When a machine dies, the
+ranks that are left fail in their next collective: those errors name a broken connection, and
+restarting helps. Anything else that a training function raises is the user's and ends the run with
+its traceback.
 
 A process that dies over and over (out of memory at the first step, a crash in native code) looks
 like a lost machine each time; `LossBudget` gives up on it.
@@ -14,6 +15,8 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
+
+from rayburst.train.versions import is_tested_ray
 
 __all__ = ["LossBudget", "LossOptions", "is_peer_loss", "is_planned", "leave", "surviving"]
 
@@ -86,6 +89,10 @@ def leave(reason: str, cause: BaseException | None = None) -> NoReturn:
     """
     from ray.exceptions import RayActorError
 
+    if is_tested_ray():
+        from rayburst.train._ray_hooks import hush_leaving
+
+        hush_leaving()
     message = reason if cause else f"{_PLANNED}: {reason}"
     raise RayActorError(error_msg=message, preempted=True) from cause
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import platform
 from importlib.metadata import version
@@ -12,8 +13,9 @@ TESTED_RAY = "2.60.0"
 _logger = logging.getLogger(__name__)
 
 
+@functools.cache
 def is_tested_ray() -> bool:
-    """Whether the private hooks fit the installed Ray; warns when they do not."""
+    """Whether the private hooks fit the installed Ray; warns once when they do not."""
     installed = version("ray")
     if installed == TESTED_RAY:
         return True

@@ -70,6 +70,7 @@ def _hooked_source(where: Place) -> Callable[[], Notice | None]:
     """This node's drain, or the controller's request to save and leave."""
     from rayburst.train import _ray_hooks as hooks
 
+    hooks.hush_reports()
     run = ray.train.get_context().get_experiment_name()
 
     def ask() -> Notice | None:

@@ -1,0 +1,85 @@
+"""What one run of the main job is: its model, data, length and place. PURE.
+
+`TRAINING` holds settings that suit each preset of `rayburst.train.gpt.PRESETS`; a zero in
+`LMConfig` takes the preset's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+from rayburst.train.gpt import PRESETS
+from rayburst.train.sources import DEFAULT_COLUMN
+
+__all__ = ["TRAINING", "LMConfig", "Training"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """Settings that suit a preset."""
+
+    steps: int
+    global_batch: int
+    lr: float
+    checkpoint_every_s: float
+    micro_batch: int = 0
+    """Samples a worker takes through the model at once; 0 for all of its share."""
+
+
+TRAINING: dict[str, Training] = {
+    "micro": Training(steps=300, global_batch=32, lr=4e-3, checkpoint_every_s=10),
+    "tiny": Training(steps=3000, global_batch=32, lr=1.5e-3, checkpoint_every_s=30),
+    "small": Training(
+        steps=20_000, global_batch=128, lr=6e-4, checkpoint_every_s=120, micro_batch=32
+    ),
+    "gpt2": Training(
+        steps=100_000, global_batch=512, lr=6e-4, checkpoint_every_s=300, micro_batch=16
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LMConfig:
+    """One run. Zero in a number means: as the preset says (`TRAINING`)."""
+
+    run: str
+    storage: str
+    preset: str = "micro"
+    data: tuple[str, ...] = ()
+    column: str = DEFAULT_COLUMN
+    least: int = 1
+    most: int = 1
+    use_gpu: bool = False
+    steps: int = 0
+    global_batch: int = 0
+    micro_batch: int = 0
+    lr: float = 0.0
+    seed: int = 0
+    checkpoint_every_s: float = 0.0
+    leave_margin_s: float = 8.0
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            known = ", ".join(PRESETS)
+            raise ValueError(f"preset {self.preset!r} is not known. Known: {known}")
+        if not self.run or "/" in self.run or self.run.startswith("."):
+            raise ValueError(f"run {self.run!r}: give a name without '/', for example run-1")
+        for name in ("steps", "global_batch", "micro_batch", "lr", "checkpoint_every_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: give a number above 0")
+        if not 1 <= self.least <= self.most:
+            raise ValueError(
+                f"workers {self.least}:{self.most}: give 1 <= MIN <= MAX, for example 1:4"
+            )
+        batch = self.global_batch or TRAINING[self.preset].global_batch
+        if batch < self.most:
+            raise ValueError(
+                f"a global batch of {batch} leaves some of {self.most} workers without a sample: "
+                f"give at least {self.most}"
+            )
+
+    def filled(self) -> LMConfig:
+        """With the preset's settings where this one has none."""
+        chosen = asdict(TRAINING[self.preset])
+        missing = {name: value for name, value in chosen.items() if not getattr(self, name)}
+        return replace(self, **missing) if missing else self
