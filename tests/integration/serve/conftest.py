@@ -23,6 +23,7 @@ from rayburst.train.gpt import GPT, GPTConfig
 
 REPO = Path(__file__).resolve().parents[3]
 BIN = Path(sys.executable).parent
+ADDRESS = "127.0.83.1"  # Ray takes 127.0.0.1 for a wish for the machine's own address
 CONFIG = GPTConfig(block_size=32, n_layer=1, n_head=2, n_embd=32)
 
 
@@ -86,7 +87,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.fixture(scope="session")
 def head(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Iterator[Head]:
-    """Two CPUs, no application yet."""
+    """Room for two replicas, no application yet."""
     folder = tmp_path_factory.mktemp("head")
     tmp = tempfile.mkdtemp(prefix="rb-", dir="/tmp")  # sockets need a short path
     gcs, dashboard, agent, client, serve = processes.free_ports(5)
@@ -104,10 +105,10 @@ def head(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Iterator
         "SPT_NOENV": "1",
     }
     command = [
-        str(BIN / "ray"), "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}",
+        str(BIN / "ray"), "start", "--head", f"--node-ip-address={ADDRESS}", f"--port={gcs}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
         f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
-        "--num-cpus=4", "--num-gpus=0", "--min-worker-port=0", "--max-worker-port=0",
+        "--num-cpus=2", "--num-gpus=0", "--min-worker-port=0", "--max-worker-port=0",
         "--object-store-memory=100000000", f"--temp-dir={tmp}", "--disable-usage-stats",
     ]  # fmt: skip
     log = folder / "head.log"

@@ -1,0 +1,64 @@
+"""What the application takes, and how Serve comes to check it."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+if TYPE_CHECKING:
+    from rayburst.serve.lm import LMArgs
+
+# Ray Serve 2.60 declares its own models in pydantic's old way, seen when it is first imported:
+# hence the imports within the tests.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Using extra keyword arguments on `Field`:DeprecationWarning"
+)
+APPS = Path(__file__).resolve().parents[3] / "serve_apps"
+
+
+@pytest.fixture
+def args_type() -> type[LMArgs]:
+    from rayburst.serve.lm import LMArgs
+
+    return LMArgs
+
+
+def test_words_of_the_command_line_become_numbers(args_type: type[LMArgs]) -> None:
+    args = args_type.model_validate(
+        {"checkpoint": "s3://b/runs/x", "max_batch": "8", "cpus": "0.5"}
+    )
+    assert (args.max_batch, args.cpus, args.replicas) == (8, 0.5, 1)
+
+
+@pytest.mark.parametrize("wrong", [{"max_bach": 3}, {"max_batch": 0}, {"batch_wait_ms": -1}])
+def test_wrong_arguments_are_refused_by_name(
+    args_type: type[LMArgs], wrong: dict[str, float]
+) -> None:
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        args_type.model_validate(wrong)
+
+
+def test_serve_reads_the_type_of_the_builder_s_argument(args_type: type[LMArgs]) -> None:
+    """Serve validates only when the annotation is the class itself, not its name as text."""
+    spec = importlib.util.spec_from_file_location("lm_app", APPS / "lm.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (parameter,) = inspect.signature(module.app).parameters.values()
+    assert parameter.annotation is args_type
+
+
+def test_the_yaml_deploys_on_loopback_with_arguments_that_fit(args_type: type[LMArgs]) -> None:
+    config = yaml.safe_load((APPS / "lm.yaml").read_text())
+    assert config["http_options"]["host"] == "127.0.0.1"
+    assert config["proxy_location"] == "HeadOnly"
+    assert config["logging_config"] == {"enable_access_log": False}
+    (app,) = config["applications"]
+    assert app["import_path"] == "serve_apps.lm:app"
+    args_type.model_validate(app["args"])
