@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from checkpoint_peers import Peer, Rayburst, State, limits, peers
 
-MIB = 1024 * 1024
+SLOW_S = 60.0
 
 
 def make_state(size_bytes: int, tensors: int, seed: int) -> State:
@@ -138,6 +138,10 @@ def bench_load(
     for _ in range(repeats):
         seconds, _r = timed(lambda: peer.load(into, step))
         cells.append({"peer": peer.name, "operation": operation, "seconds": seconds})
+        slow = torch.tensor(seconds > SLOW_S)
+        dist.broadcast(slow, 0)
+        if slow:
+            break  # once is enough to know
     for name, tensor in state.items():
         if not torch.equal(tensor, into[name]):
             raise SystemExit(f"{peer.name}: {name} came back different")
@@ -205,6 +209,8 @@ def main() -> None:
                 gc.collect()
                 cells += bench_peer(peer, state, repeats, base=1 + lap * 100)
                 peer.close()
+                if dist.get_rank() == 0:
+                    print(f"{time.strftime('%H:%M:%S')}   {peer.name} is done", flush=True)
             cells += bench_full_saves(f"{uri}/{lap}", state, repeats)
         if dist.get_world_size() > 1:
             dist.barrier()
