@@ -91,10 +91,11 @@ def _timeline(story: _Story) -> str:
 
 
 def _checkpoints(log: Sequence[Event]) -> list[int]:
-    """When checkpoints were saved, once each: as the lowest rank saw it."""
-    saved = [r for r in log if r["kind"] == "checkpoint"]
-    lowest = min((r["rank"] for r in saved), default=0)
-    return sorted(ms(r["t"]) for r in saved if r["rank"] == lowest)
+    """When checkpoints were safe, once each: every rank waits for one, the one that saved names it.
+
+    A save that failed names none.
+    """
+    return sorted(ms(r["t"]) for r in log if r["kind"] == "checkpoint" and r.get("uri"))
 
 
 def _timeline_legend(story: _Story) -> str:

@@ -116,7 +116,7 @@ def build(args: LMArgs) -> Any:
         max_ongoing_requests=4 * args.max_batch,
         health_check_period_s=5,
         logging_config=LoggingConfig(enable_access_log=False),
-        max_constructor_retry_count=3,  # a checkpoint that does not load will not at the 20th try
+        max_constructor_retry_count=2,  # what does not load twice will not at the 20th try
     )
     return deployment.bind(args)
 

@@ -60,7 +60,7 @@ def _train(
             for rank in range(len(hosts)):
                 story.log.append(
                     {"t": T0 + at + 0.4, "kind": "checkpoint", "rank": rank, "step": step,
-                     "uri": f"s3://b/runs/r/checkpoint_{step}", "blocked_s": 0.35}
+                     "uri": None if rank else f"s3://b/runs/r/checkpoint_{step}", "blocked_s": 0.35}
                 )  # fmt: skip
             at += 0.4
         if step % 50 == 0:
