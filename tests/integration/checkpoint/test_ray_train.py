@@ -80,6 +80,7 @@ def test_a_peer_serves_when_the_store_cannot(cluster: None, tmp_path: Path) -> N
         checkpoints.save(state, step=2)
         store.drain(60)
         assert peer_step(peer) == 2
+        assert find_peer("a") is not None
         packs = list((tmp_path / "store" / "packs").rglob("*"))
         for path in packs:
             if path.is_file():
@@ -88,28 +89,6 @@ def test_a_peer_serves_when_the_store_cannot(cluster: None, tmp_path: Path) -> N
         assert torch.equal(found.state["w"], state["w"])
         assert store.reads_from_peer is True
     ray.kill(peer)
-
-
-def test_a_peer_that_lies_or_dies_is_passed_over(cluster: None, tmp_path: Path) -> None:
-    uri = str(tmp_path / "store")
-    peer = place_peer("b", uri)
-    assert find_peer("b") is not None
-    store = PeerStore.over(ObjectStore.open(uri), peer, timeout_s=20)
-    state = {"w": torch.arange(500_000.0)}
-    with Checkpointer(store) as checkpoints:
-        saved = checkpoints.save(state, step=1)
-        store.drain(60)
-        pack = next(i.key for i in store.list("packs"))
-        ray.get(peer.take.remote(pack, b"x" * saved.sent_bytes))
-        store._peer_is_faster = True
-        assert torch.equal(checkpoints.load().state["w"], state["w"])
-        ray.kill(peer)
-        store._peer_is_faster, store._distrusted = True, set()
-        assert torch.equal(checkpoints.load().state["w"], state["w"])
-        assert store.reads_from_peer is False
-        state["w"] += 1
-        checkpoints.save(state, step=2)
-    assert peer_step(peer, timeout_s=5) is None
 
 
 def test_the_peer_goes_far_away() -> None:

@@ -1,0 +1,108 @@
+"""The store with a peer's memory before it, with a holder in this process instead of an actor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ray.exceptions import RayActorError
+
+from rayburst.checkpoint import peers
+from rayburst.checkpoint.checkpointer import Checkpointer
+from rayburst.checkpoint.peers import Holder, PeerStore, peer_step
+from rayburst.checkpoint.store import ObjectStore
+
+
+class Call:
+    """`method.remote(...)`, run when `ray.get` asks for it."""
+
+    def __init__(self, peer: FakePeer, method: Callable[..., Any]) -> None:
+        self._peer, self._method = peer, method
+
+    def remote(self, *args: Any) -> Any:
+        if self._peer.dead:
+            return RayActorError()
+        return self._method(*args)
+
+
+class FakePeer:
+    """An actor handle over a Holder in this process; it can die."""
+
+    def __init__(self, uri: str) -> None:
+        self.holder, self.dead = Holder(uri), False
+
+    def __getattr__(self, name: str) -> Call:
+        return Call(self, getattr(self.holder, name))
+
+
+def fake_get(answers: Any, timeout: float | None = None) -> Any:
+    for answer in answers if isinstance(answers, list) else [answers]:
+        if isinstance(answer, Exception):
+            raise answer
+    return answers
+
+
+@pytest.fixture
+def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePeer:
+    monkeypatch.setattr(peers.ray, "get", fake_get)
+    return FakePeer(str(tmp_path))
+
+
+def test_the_holder_keeps_the_newest_and_lets_the_old_one_go(
+    peer: FakePeer, tmp_path: Path
+) -> None:
+    store = PeerStore.over(ObjectStore.open(tmp_path), peer)
+    state = {"w": torch.arange(300_000.0)}
+    with Checkpointer(store) as checkpoints:
+        checkpoints.save(state, step=1)
+        held = peer.holder.holds()[1]
+        state["w"] += 1
+        checkpoints.save(state, step=2)
+    step, size = peer.holder.holds()
+    assert (step, peer_step(peer)) == (2, 2)
+    assert abs(size - held) < 2000
+
+
+def test_the_peer_serves_when_the_packs_are_gone(peer: FakePeer, tmp_path: Path) -> None:
+    store = PeerStore.over(ObjectStore.open(tmp_path), peer)
+    state = {"w": torch.arange(300_000.0)}
+    with Checkpointer(store) as checkpoints:
+        checkpoints.save(state, step=1)
+        state["w"][:5] = -1.0
+        checkpoints.save(state, step=2)
+        for info in list(store.list("packs")):
+            store.delete(info.key)
+        assert torch.equal(checkpoints.load().state["w"], state["w"])
+        assert store.reads_from_peer is True
+
+
+def test_a_peer_that_lies_is_corrected_and_one_that_died_is_passed_over(
+    peer: FakePeer, tmp_path: Path
+) -> None:
+    store = PeerStore.over(ObjectStore.open(tmp_path), peer)
+    state = {"w": torch.arange(300_000.0)}
+    with Checkpointer(store) as checkpoints:
+        saved = checkpoints.save(state, step=1)
+        pack = next(info.key for info in store.list("packs"))
+        peer.holder.take(pack, b"x" * saved.sent_bytes)
+        store._peer_is_faster = True
+        assert torch.equal(checkpoints.load().state["w"], state["w"])
+        assert pack in store._distrusted
+        peer.dead = True
+        store._peer_is_faster, store._distrusted = True, set()
+        assert torch.equal(checkpoints.load().state["w"], state["w"])
+        assert store.reads_from_peer is False
+        checkpoints.save(state, step=2)
+        assert checkpoints.latest() == 2
+    assert peer_step(peer) is None
+
+
+def test_a_new_holder_pulls_what_it_was_not_given(peer: FakePeer, tmp_path: Path) -> None:
+    with Checkpointer(str(tmp_path)) as checkpoints:
+        checkpoints.save({"w": torch.arange(300_000.0)}, step=1)
+    key = "manifests/000000000001.json"
+    assert peer.holder.commit(key, ObjectStore.open(tmp_path).get(key)) == 1
+    assert peer.holder.holds()[1] > 1_200_000
