@@ -1,0 +1,325 @@
+"""Ray's private parts that training touches: fails loudly when Ray changes, and says what to do."""
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    _AutoscalingCoordinatorActor,
+)
+from ray.exceptions import RayActorError
+from ray.experimental import internal_kv
+from ray.train import FailureConfig, ScalingConfig
+from ray.train.v2._internal.callbacks import backend_setup
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution import context
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
+from ray.train.v2._internal.execution.worker_group import worker_group
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from rayburst.train import _ray_hooks as hooks
+from rayburst.train import losses, versions
+from rayburst.train.losses import LossBudget, LossOptions
+from rayburst.train.resizing import GrowthOptions
+
+WHAT_TO_DO = (
+    "Ray changed {what}, which rayburst.train._ray_hooks builds on. Read the new code, "
+    "adapt the hooks, run tests/integration/train, then set the new digest here and "
+    "rayburst.train.versions.TESTED_RAY."
+)
+TOUCHED = {
+    "ElasticScalingPolicy": (ElasticScalingPolicy, "f9876b68eee2a7e3"),
+    "DefaultFailurePolicy": (DefaultFailurePolicy, "d9ea2facd9ba432c"),
+    "DataParallelTrainer.fit": (DataParallelTrainer.fit, "c8a619d33e1aa03c"),
+    "DataParallelTrainer._initialize_and_run_controller": (
+        DataParallelTrainer._initialize_and_run_controller,
+        "dfb9cd806833d45d",
+    ),
+    "TrainController._step": (TrainController._step, "6e0ad5c6f4345a7d"),
+    "TrainController._start_worker_group": (
+        TrainController._start_worker_group,
+        "290a6a582a29fb9a",
+    ),
+    "_AutoscalingCoordinatorActor.get_reserved_resources": (
+        _AutoscalingCoordinatorActor.get_reserved_resources,
+        "f349102f93addb5a",
+    ),
+    "WorkerGroup.shutdown": (worker_group.WorkerGroup.shutdown, "293ac6b64e41352d"),
+    "BackendSetupCallback": (backend_setup.BackendSetupCallback, "38e8071f7d58c659"),
+}
+
+
+def test_the_installed_ray_is_the_tested_one() -> None:
+    assert ray.__version__ == versions.TESTED_RAY, WHAT_TO_DO.format(what="its version")
+    assert versions.is_tested_ray()
+
+
+@pytest.mark.parametrize("what", TOUCHED)
+def test_the_code_under_the_hooks_is_what_was_tested(what: str) -> None:
+    touched, expected = TOUCHED[what]
+    found = hashlib.blake2b(inspect.getsource(touched).encode(), digest_size=8).hexdigest()
+    assert found == expected, WHAT_TO_DO.format(what=what)
+
+
+def test_small_private_functions_keep_their_shape() -> None:
+    state: Any = ray._private.state
+    for function, parameters in (
+        (state.state.get_draining_nodes, []),
+        (state.available_resources_per_node, []),
+        (internal_kv._internal_kv_get, ["key", "namespace"]),
+        (internal_kv._internal_kv_put, ["key", "value", "overwrite", "namespace"]),
+        (internal_kv._internal_kv_del, ["key", "del_by_prefix", "namespace"]),
+    ):
+        assert list(inspect.signature(function).parameters) == parameters, function
+    assert context.logger.name == context.__file__
+    assert ray._raylet.RAY_NODE_ID_KEY == "ray.io/node-id"
+
+
+def test_settings_are_names_that_ray_reads() -> None:
+    from ray.train.v2._internal import constants
+
+    assert set(hooks.SETTINGS) <= constants.ENV_VARS_TO_PROPAGATE
+
+
+class Cluster:
+    """Three nodes of one CPU, as the policy sees them; the test changes what it likes."""
+
+    def __init__(self) -> None:
+        self.ids = ["n1", "n2", "n3"]
+        self.draining: dict[str, float | None] = {}
+        self.dead: set[str] = set()
+        self.free: set[str] = set()
+        self.kv: dict[str, bytes] = {}
+        self.now = 1000.0
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [
+            {"NodeID": i, "NodeManagerAddress": i, "NodeManagerPort": 1, "Alive": True}
+            for i in self.ids
+        ]
+
+    def reserved(self) -> dict[str, dict[str, float]]:
+        return {i: {"CPU": 1.0} for i in self.ids}
+
+    def group(self, *ids: str) -> SimpleNamespace:
+        workers = [SimpleNamespace(metadata=SimpleNamespace(node_id=i)) for i in ids]
+        return SimpleNamespace(workers=workers, num_workers=len(ids), start_time=self.now)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    fake = Cluster()
+    monkeypatch.setattr(hooks.ray, "nodes", fake.nodes)
+    monkeypatch.setattr(hooks, "draining_nodes", lambda: fake.draining)
+    monkeypatch.setattr(hooks, "unreachable", lambda nodes, timeout_s: set(nodes) & fake.dead)
+    monkeypatch.setattr(
+        hooks.ray._private.state,
+        "available_resources_per_node",
+        lambda: {i: {"CPU": float(i in fake.free)} for i in fake.ids},
+    )
+    monkeypatch.setattr(hooks, "kv_get", fake.kv.get)
+    monkeypatch.setattr(hooks, "kv_put", fake.kv.__setitem__)
+    monkeypatch.setattr(hooks, "kv_delete", lambda key: fake.kv.pop(key, None))
+    monkeypatch.setattr(hooks.time, "monotonic", lambda: fake.now)
+
+    def sleep(seconds: float) -> None:
+        fake.now += seconds
+
+    monkeypatch.setattr(hooks.time, "sleep", sleep)
+    return fake
+
+
+@pytest.fixture
+def policy(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> hooks.DrainAwarePolicy:
+    scaling = ScalingConfig(num_workers=(1, 4), elastic_resize_monitor_interval_s=20)
+    made = hooks.DrainAwarePolicy(scaling, GrowthOptions(start_patience_s=10, leave_within_s=30))
+    made._resize_key, made._progress_key = hooks.resize_key("r"), hooks.progress_key("r")
+    monkeypatch.setattr(made, "_maybe_send_resource_request", lambda: None)
+    monkeypatch.setattr(made, "_get_reserved_resources", cluster.reserved)
+    return made
+
+
+def start(policy: hooks.DrainAwarePolicy, cluster: Cluster) -> int:
+    """The size it starts with, once it does."""
+    for _ in range(200):
+        decision = policy.make_decision_for_non_running_worker_group()
+        if isinstance(decision, ResizeDecision):
+            return decision.num_workers
+        assert isinstance(decision, NoopDecision)
+    raise AssertionError("it never starts")
+
+
+def running(policy: hooks.DrainAwarePolicy, group: SimpleNamespace) -> Any:
+    return policy.make_decision_for_running_worker_group(group, None)
+
+
+def test_the_first_start_waits_a_moment_for_the_full_size(
+    policy: hooks.DrainAwarePolicy, cluster: Cluster
+) -> None:
+    began = cluster.now
+    assert start(policy, cluster) == 3
+    assert 9.5 < cluster.now - began < 11
+
+
+def test_the_full_size_starts_at_once_and_so_does_every_restart(
+    policy: hooks.DrainAwarePolicy, cluster: Cluster
+) -> None:
+    cluster.ids.append("n4")
+    assert start(policy, cluster) == 4
+    running(policy, cluster.group(*cluster.ids))
+    cluster.ids.remove("n4")
+    began = cluster.now
+    assert start(policy, cluster) == 3
+    assert cluster.now == began
+
+
+def test_draining_and_dead_nodes_do_not_count(
+    policy: hooks.DrainAwarePolicy, cluster: Cluster
+) -> None:
+    running(policy, cluster.group("n1"))
+    cluster.draining = {"n1": 2000.0}
+    cluster.dead = {"n3"}
+    assert start(policy, cluster) == 1
+    selector = policy.on_controller_start_worker_group(
+        scaling_config=policy.scaling_config, num_workers=1
+    )
+    assert selector == {"ray.io/node-id": "!in(n1,n3)"}
+
+
+def test_without_trouble_there_is_no_selector(
+    policy: hooks.DrainAwarePolicy, cluster: Cluster
+) -> None:
+    config = policy.scaling_config
+    assert policy.on_controller_start_worker_group(scaling_config=config, num_workers=1) is None
+
+
+def test_too_few_nodes_wait(policy: hooks.DrainAwarePolicy, cluster: Cluster) -> None:
+    cluster.dead = set(cluster.ids)
+    decision = policy.make_decision_for_non_running_worker_group()
+    assert isinstance(decision, NoopDecision)
+
+
+def test_a_start_that_fails_is_tried_smaller(
+    policy: hooks.DrainAwarePolicy, cluster: Cluster
+) -> None:
+    sizes = [start(policy, cluster) for _ in range(4)]
+    assert sizes == [3, 2, 1, 1]
+    running(policy, cluster.group("n1"))
+    assert start(policy, cluster) == 3
+
+
+def test_a_running_group_is_asked_before_it_grows(
+    policy: hooks.DrainAwarePolicy, cluster: Cluster
+) -> None:
+    group = cluster.group("n1", "n2")
+    cluster.free = {"n3"}
+    cluster.now += 19
+    assert isinstance(running(policy, group), NoopDecision)
+    assert cluster.kv == {}
+    cluster.now += 1
+    assert isinstance(running(policy, group), NoopDecision)
+    assert cluster.kv == {"r/resize": b"2 -> 3"}
+    config = policy.scaling_config
+    policy.on_controller_start_worker_group(scaling_config=config, num_workers=3)
+    assert cluster.kv == {}
+
+
+def test_a_group_that_does_not_leave_is_resized_as_it_is(
+    policy: hooks.DrainAwarePolicy, cluster: Cluster
+) -> None:
+    group = cluster.group("n1", "n2")
+    cluster.free = {"n3"}
+    cluster.now += 20
+    running(policy, group)
+    cluster.now += 31
+    decision = running(policy, group)
+    assert isinstance(decision, ResizeDecision)
+    assert decision.num_workers == 3
+
+
+def test_growth_that_does_not_pay_is_left_alone(
+    policy: hooks.DrainAwarePolicy, cluster: Cluster
+) -> None:
+    cluster.free = {"n3"}
+    cluster.kv["r/progress"] = b'{"eta_s": 10}'
+    group = cluster.group("n1", "n2")
+    cluster.now += 100
+    running(policy, group)
+    assert "r/resize" not in cluster.kv
+
+
+def test_nodes_that_others_use_are_no_growth(
+    policy: hooks.DrainAwarePolicy, cluster: Cluster
+) -> None:
+    group = cluster.group("n1", "n2")
+    cluster.now += 100
+    running(policy, group)
+    assert cluster.kv == {}
+
+
+def test_a_group_about_to_lose_a_node_is_not_resized(
+    policy: hooks.DrainAwarePolicy, cluster: Cluster
+) -> None:
+    cluster.ids += ["n4", "n5"]
+    cluster.free = {"n3", "n4", "n5"}
+    cluster.draining = {"n1": 2000.0}
+    group = cluster.group("n1", "n2")
+    cluster.now += 100
+    assert isinstance(running(policy, group), NoopDecision)
+    assert cluster.kv == {}
+
+
+def failed(**failures: Exception) -> WorkerGroupError:
+    by_rank = dict(enumerate(failures.values()))
+    return WorkerGroupError("it failed", worker_failures=by_rank)
+
+
+def left(cause: Exception | None = None) -> RayActorError:
+    try:
+        losses.leave("gone", cause)
+    except RayActorError as error:
+        return error
+
+
+def lost_node() -> WorkerHealthCheckFailedError:
+    return WorkerHealthCheckFailedError("no answer", failure=RayActorError(error_msg="node died"))
+
+
+@pytest.fixture
+def decide() -> Callable[[Exception], FailureDecision]:
+    budget = LossBudget(LossOptions(rapid_losses=3, rapid_within_s=60))
+    return hooks.LossPolicy(FailureConfig(max_failures=0), budget).make_decision
+
+
+def test_lost_machines_are_retried(decide: Callable[[Exception], Any]) -> None:
+    peer = left(RuntimeError("gloo: connection reset by peer"))
+    assert decide(failed(a=lost_node(), b=peer)) == FailureDecision.RETRY
+
+
+def test_a_mistake_ends_the_run_even_beside_a_loss(decide: Callable[[Exception], Any]) -> None:
+    assert decide(failed(a=ValueError("mine"))) == FailureDecision.RAISE
+    assert decide(failed(a=left(), b=ValueError("mine"))) == FailureDecision.RAISE
+    unpicklable = WorkerHealthCheckFailedError("no answer", failure=TypeError("cannot pickle"))
+    assert decide(failed(a=unpicklable)) == FailureDecision.RAISE
+
+
+def test_losses_without_end_give_up_and_planned_leaving_does_not(
+    decide: Callable[[Exception], Any],
+) -> None:
+    for _ in range(10):
+        assert decide(failed(a=left(), b=left())) == FailureDecision.RETRY
+    assert [decide(failed(a=lost_node())) for _ in range(4)] == [
+        FailureDecision.RETRY,
+        FailureDecision.RETRY,
+        FailureDecision.RETRY,
+        FailureDecision.RAISE,
+    ]
