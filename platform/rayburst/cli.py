@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from rayburst.checkpoint.cli import app as checkpoints_app
 from rayburst.errors import RayburstError, SpecError
 
 _out = Console(highlight=False)
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 fleet_app = typer.Typer(no_args_is_help=True, help="Check, explain and render fleet files.")
 app.add_typer(fleet_app, name="fleet")
+app.add_typer(checkpoints_app, name="checkpoints")
 
 FleetName = Annotated[
     str | None,

@@ -9,6 +9,7 @@ goes to `.rayburst/NAME/demo/report.json` and `report.html`.
 from __future__ import annotations
 
 import json
+import logging
 import platform as machine
 import shlex
 import sys
@@ -34,9 +35,8 @@ from rayburst.sdk import Job, Platform, connect
 T = TypeVar("T")
 
 NOTICE_S = 20.0
-STEPS = 1200
+STEPS = 400
 REQUESTS = 300
-_CONNECTIONS = 32
 _SAY_EVERY_S = 5.0
 _LEARNT_BITS = 1.0
 
@@ -47,6 +47,7 @@ class _Story:
 
     console: Console
     started: float
+    where: Callable[[], str] = lambda: ""
     phases: list[dict[str, Any]] = field(default_factory=list)
     interruptions: list[dict[str, Any]] = field(default_factory=list)
 
@@ -70,7 +71,7 @@ class _Story:
                 raise DemoError(f"{what}: not within {timeout_s:.0f} s")
             if time.monotonic() - said > _SAY_EVERY_S:
                 said = time.monotonic()
-                self.say(f"[dim]waiting: {what}[/]")
+                self.say(f"[dim]waiting for {what}{self.where()}[/]")
             time.sleep(0.5)
         return found
 
@@ -81,6 +82,9 @@ def run_demo(*, root: Path, name: str, keep: bool, console: Console) -> dict[str
     Raises:
         DemoError: a step did not do what it claims. The fleet is ended all the same.
     """
+    import ray  # it sets up its logger when it is imported
+
+    logging.getLogger(ray.__name__).setLevel(logging.WARNING)  # the story is told here
     job_file = _checkout() / "jobs" / "train_lm.py"
     story = _Story(console, started=time.time())
     with story.act("A fleet on this machine"):
@@ -108,6 +112,7 @@ def _checkout() -> Path:
 
 def _acts(story: _Story, fleet: FleetDir, platform: Platform, job_file: Path) -> dict[str, Any]:
     run = f"demo-{int(story.started)}"
+    story.where = lambda: _where(platform, run)
     with story.act("Train: on-prem first, then spot"):
         job = platform.submit(_entrypoint(job_file, run), working_dir=None)
         story.say(f"job {job.id}: {shlex.join(['python', 'jobs/train_lm.py', '--run', run])}")
@@ -139,6 +144,19 @@ def _log(platform: Platform, run: str) -> list[dict[str, Any]]:
     from rayburst.train import runlog
 
     return runlog.read(platform.store(), run)
+
+
+def _where(platform: Platform, run: str) -> str:
+    """Where things stand: nodes by market and state, the newest step."""
+    counts: dict[str, int] = {}
+    for node in platform.fleet().nodes:
+        key = f"{node.market} {node.state}"
+        counts[key] = counts.get(key, 0) + 1
+    parts = [f"{count} {key}" for key, count in sorted(counts.items())]
+    if steps := [r for r in _log(platform, run) if r["kind"] == "step"]:
+        last = steps[-1]
+        parts.append(f"step {last['step']} of {STEPS}, {last['world']} workers")
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _check(job: Job) -> None:
@@ -177,7 +195,7 @@ def _until_burst(story: _Story, platform: Platform, job: Job, run: str) -> None:
         markets = list(hosts.values())
         return hosts if "on-prem" in markets and markets.count("spot") >= 2 else None
 
-    hosts = story.wait("training on on-prem and spot nodes", both_markets, timeout_s=240)
+    hosts = story.wait("training on on-prem and spot nodes", both_markets, timeout_s=300)
     story.say(f"training runs on {len(hosts)} nodes: {', '.join(sorted(hosts))}")
 
 
@@ -253,7 +271,7 @@ def _serve(story: _Story, platform: Platform, fleet: FleetDir, run: str) -> Load
         {"prompt": f"def add_{i}(a, b):\n    return", "max_new_tokens": 8, "seed": i}
         for i in range(REQUESTS)
     ]
-    load = send_all(f"{state.serve_url}/generate", bodies, connections=_CONNECTIONS, timeout_s=60)
+    load = send_all(f"{state.serve_url}/generate", bodies, connections=REQUESTS, timeout_s=60)
     story.say(
         f"{load.requests} requests, {load.errors} errors, p50 {load.p50_ms:.0f} ms, "
         f"p99 {load.p99_ms:.0f} ms, {load.requests_per_s:.0f}/s"

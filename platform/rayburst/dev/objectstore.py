@@ -80,6 +80,7 @@ class S3Server:
             "-master.volumeSizeLimitMB=1024",
             "-volume.max=20",
             "-filer",
+            "-filer.disableHttp",  # it would serve every object without a key
             "-s3",
             f"-s3.port={self.s3_port}",
             f"-s3.config={self.folder / 's3.json'}",

@@ -30,9 +30,11 @@ from rayburst.fleet.events import IMPATIENT, EventLog, NodeEvent
 from rayburst.fleet.files import read_json, write_atomically
 from rayburst.fleet.layout import FleetDir
 from rayburst.fleet.observer import Failure, events_of, fleet_view, new_tags
+from rayburst.fleet.packing import RequestKind
 from rayburst.fleet.planner import Action, ActionKind, Demand, Plan, plan_fleet
 from rayburst.fleet.pools import open_pools
 from rayburst.fleet.pools.base import Host, Notice
+from rayburst.fleet.promises import Promises
 from rayburst.fleet.render import ray_config, to_yaml
 
 _TICK_S = 1.0
@@ -59,6 +61,7 @@ class Agent:
         self._clock = clock
         self._journalled: dict[str, NodeEvent] = {}
         self._past: list[NodeEvent] | None = None
+        self._promises = Promises()
         self._said: set[tuple[str, str]] = set()
 
     def tick(self) -> Plan | None:
@@ -118,8 +121,14 @@ class Agent:
         except StoreError as error:
             _LOG.warning("no plan while it is unknown what was spent: %s", error)
             return None
-        view = fleet_view(self._spec, hosts, ray, self._failures(), now, spent_usd=spent)
+        failures = self._failures()
+        failed_at = {pool: failure.at for pool, failure in failures.items()}
+        promised = self._promises.count(hosts, failed_at, now)
+        view = fleet_view(self._spec, hosts, ray, failures, now, spent_usd=spent, promised=promised)
         plan = plan_fleet(view, Demand(requests=ray.requests))
+        for action in plan.actions:
+            if action.kind is ActionKind.OPEN:
+                self._promises.add(action.subject, action.count, now)
         for action in plan.actions:
             if (action.kind, action.subject) not in self._said:
                 _LOG.info("%s %s x%d: %s", action.kind, action.subject, action.count, action.why)
@@ -179,7 +188,12 @@ class Agent:
         status = {
             "at": now,
             "head_answers": ray is not None,
-            "pending": [str(request) for request in ray.requests] if ray else [],
+            # a standing request stays when it is served: only what waits is pending
+            "pending": [
+                str(request)
+                for request in (ray.requests if ray else ())
+                if request.kind is RequestKind.TASK
+            ],
             "actions": [
                 {"kind": a.kind, "subject": a.subject, "count": a.count, "why": a.why}
                 for a in (plan.actions if plan else ())

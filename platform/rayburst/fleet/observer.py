@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rayburst.fleet._ray_hooks import RayNode, RayNodeStatus, RayView
 from rayburst.fleet.events import NodeEvent
 from rayburst.fleet.planner import FleetView, NodeState, NodeView, PoolView
-from rayburst.fleet.pools.base import Host
+from rayburst.fleet.pools.base import ENDED_BY_AUTOSCALER, Host
 from rayburst.fleet.render import node_labels, node_resources
 from rayburst.fleet.spec import FleetSpec, Market, PoolSpec
 
@@ -32,6 +32,7 @@ def fleet_view(
     now: float,
     *,
     spent_usd: float = 0.0,
+    promised: Mapping[str, int] | None = None,
 ) -> FleetView:
     """All the planner needs, from observations of the same second."""
     nodes = {node.host: node for node in ray.nodes if node.status is not RayNodeStatus.DEAD}
@@ -41,7 +42,10 @@ def fleet_view(
         drain_s=spec.limits.drain_s,
         budget_usd=spec.limits.budget_usd,
         spent_usd=spent_usd,
-        pools=[_pool_view(pool, hosts, failures.get(pool.name)) for pool in spec.pools],
+        pools=[
+            _pool_view(pool, hosts, failures.get(pool.name), (promised or {}).get(pool.name, 0))
+            for pool in spec.pools
+        ],
         nodes=[
             _node_view(host, nodes.get(host.id), spec.pool(host.pool), now)
             for host in hosts
@@ -50,8 +54,20 @@ def fleet_view(
     )
 
 
-def _pool_view(pool: PoolSpec, hosts: Sequence[Host], failure: Failure | None) -> PoolView:
-    taken = [h.notice.given_at for h in hosts if h.pool == pool.name and h.notice]
+def _pool_view(
+    pool: PoolSpec, hosts: Sequence[Host], failure: Failure | None, promised: int
+) -> PoolView:
+    mine = [host for host in hosts if host.pool == pool.name]
+    taken = [host.notice.given_at for host in mine if host.notice]
+    stillborn = [
+        Failure(at=host.gone_at, why=f"{host.id}: {host.gone_why}")
+        for host in mine
+        if host.gone_at is not None
+        and UP_TAG not in host.tags
+        and not host.notice
+        and host.gone_why != ENDED_BY_AUTOSCALER
+    ]
+    last = max((*stillborn, *([failure] if failure else [])), key=lambda one: one.at, default=None)
     return PoolView(
         name=pool.name,
         market=Market(pool.market),
@@ -60,9 +76,10 @@ def _pool_view(pool: PoolSpec, hosts: Sequence[Host], failure: Failure | None) -
         price_usd_per_hour=pool.price_usd_per_hour,
         min_hosts=pool.min_hosts,
         max_hosts=pool.max_hosts,
-        failed_at=failure.at if failure else None,
-        failed_why=failure.why if failure else "",
+        failed_at=last.at if last else None,
+        failed_why=last.why if last else "",
         interrupted_at=max(taken, default=None),
+        promised=promised,
     )
 
 

@@ -63,7 +63,12 @@ class NodeView:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolView:
-    """One pool: what it offers, at what price, and how it behaved lately."""
+    """One pool: what it offers, at what price, and how it behaved lately.
+
+    Attributes:
+        promised: nodes granted a moment ago that are not on record as hosts yet. They are on their
+            way through the autoscaler: taking a grant back then would end them half started.
+    """
 
     name: str
     market: Market
@@ -75,6 +80,7 @@ class PoolView:
     failed_at: float | None = None
     failed_why: str = ""
     interrupted_at: float | None = None
+    promised: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,6 +152,7 @@ class Plan:
 def plan_fleet(view: FleetView, demand: Demand) -> Plan:
     """Decide caps and releases for one tick. Same input, same plan."""
     bins = [_bin(node, view) for node in view.nodes if node.state is not NodeState.DRAINING]
+    bins += [_new_bin(pool) for pool in view.pools for _ in range(pool.promised)]
     unplaced, granted = _place_all(view, demand, bins)
     keep = _needed_by_floors(view, demand)
     releases = _releases(view, keep, granted)
@@ -174,7 +181,7 @@ def _place_all(
             unplaced.append(request)
             continue
         granted.setdefault(pool.name, []).append(request)
-        new = Bin.of(f"new-{pool.name}", pool.resources, pool.resources, pool.labels)
+        new = _new_bin(pool)
         bins.append(new)
         place(request, [new])
     return unplaced, granted
@@ -192,9 +199,9 @@ def _pool_for(
         pool
         for pool in view.pools
         if _closed(pool, view) is None
-        and _living(view, pool) + len(granted.get(pool.name, ())) < pool.max_hosts
+        and _living(view, pool) + pool.promised + len(granted.get(pool.name, ())) < pool.max_hosts
         and (pool.market is not Market.ON_DEMAND or asks_for_on_demand(request.selector))
-        and Bin.of(pool.name, pool.resources, pool.resources, pool.labels).fits(request)
+        and _new_bin(pool).fits(request)
     ]
     return min(candidates, key=lambda pool: _rank(pool, view.now), default=None)
 
@@ -263,7 +270,8 @@ def _caps(view: FleetView, pool: PoolView, granted: Mapping[str, list[Request]])
     )
     living = _living(view, pool)
     most = max(pool.max_hosts - (living - counted), counted)
-    wanted = max(counted + len(granted.get(pool.name, ())), min(pool.min_hosts, most))
+    asked = counted + pool.promised + len(granted.get(pool.name, ()))
+    wanted = max(min(asked, most), min(pool.min_hosts, most))
     return Caps(min=min(pool.min_hosts, most), max=wanted)
 
 
@@ -277,6 +285,10 @@ def _seen_draining(node: NodeView, now: float) -> bool:
 def _bin(node: NodeView, view: FleetView) -> Bin:
     labels = next((pool.labels for pool in view.pools if pool.name == node.pool), {})
     return Bin.of(node.host, node.total, node.available, labels)
+
+
+def _new_bin(pool: PoolView) -> Bin:
+    return Bin.of(f"new-{pool.name}", pool.resources, pool.resources, pool.labels)
 
 
 def _needed_by_floors(view: FleetView, demand: Demand) -> set[str]:

@@ -21,7 +21,7 @@ from rayburst.errors import PoolError
 from rayburst.fleet.files import write_atomically
 from rayburst.fleet.layout import FleetDir
 from rayburst.fleet.pools import open_pools
-from rayburst.fleet.pools.base import Host, Pool
+from rayburst.fleet.pools.base import ENDED_BY_AUTOSCALER, Host, Pool
 
 HEAD_ID = "head"
 
@@ -77,7 +77,7 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no an
 
     def terminate_node(self, node_id: str) -> None:
         if host := self._find(node_id):
-            self._pools[host.pool].terminate(node_id, why="ended by the autoscaler")
+            self._pools[host.pool].terminate(node_id, why=ENDED_BY_AUTOSCALER)
 
     def terminate_nodes(self, node_ids: list[str]) -> None:
         for node_id in node_ids:

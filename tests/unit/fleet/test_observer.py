@@ -95,6 +95,14 @@ def test_only_an_idle_node_has_idle_time():
     assert seen.pools[0].failed_at == 1
 
 
+def test_a_host_that_never_joined_counts_as_a_failed_launch():
+    stillborn = host("spot-a-0001", gone_at=150.0, gone_why="its Ray node did not start")
+    lived = host("spot-a-0002", tags={UP_TAG: "120.000"}, gone_at=160.0, gone_why="taken")
+    seen = fleet_view(SPEC, [stillborn, lived], RayView(nodes=(), requests=()), {}, now=170.0)
+    assert seen.pools[0].failed_at == 150.0
+    assert "did not start" in seen.pools[0].failed_why
+
+
 def test_times_are_tagged_once():
     fresh = host("spot-a-0001")
     running = ray_node("spot-a-0001", RayNodeStatus.RUNNING)

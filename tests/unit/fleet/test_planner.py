@@ -173,6 +173,16 @@ def test_bundles_that_must_be_apart_get_nodes_of_their_own():
     assert caps(view(pools=big), *[replace(CPU, apart="gang")] * 3) == {"rack": 3}
 
 
+def test_a_grant_on_its_way_is_neither_doubled_nor_taken_back():
+    promised = tuple(replace(p, promised=1) if p.name == "spot-b" else p for p in POOLS)
+    fleet = view(pools=promised)
+    assert caps(fleet, CPU) == {"cloud": 0, "spot-b": 1, "spot-a": 0, "rack": 0}
+    assert caps(fleet) == {"cloud": 0, "spot-b": 1, "spot-a": 0, "rack": 0}
+    assert caps(fleet, CPU, CPU) == {"cloud": 0, "spot-b": 1, "spot-a": 0, "rack": 1}
+    full = tuple(replace(p, promised=2) if p.name == "rack" else p for p in POOLS)
+    assert caps(view(pools=full), *[CPU] * 3)["rack"] == 2
+
+
 def test_a_budget_is_kept_with_the_drain_reserved():
     rich = replace(view(), budget_usd=1.0, spent_usd=0.5)
     assert caps(rich, CPU)["rack"] == 1

@@ -16,6 +16,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 
+ENDED_BY_AUTOSCALER = "ended by the autoscaler"
+"""Why a host is gone that nothing was wrong with."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Notice:
     """Warning that a host will be taken away.
