@@ -20,6 +20,7 @@ from rich.console import Console
 
 from rayburst.checkpoint.cli import app as checkpoints_app
 from rayburst.errors import RayburstError, SpecError
+from rayburst.fleet.simulate_cli import simulate
 
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
@@ -36,6 +37,7 @@ app = typer.Typer(
 fleet_app = typer.Typer(no_args_is_help=True, help="Check, explain and render fleet files.")
 app.add_typer(fleet_app, name="fleet")
 app.add_typer(checkpoints_app, name="checkpoints")
+app.command()(simulate)
 
 FleetName = Annotated[
     str | None,

@@ -35,7 +35,7 @@ from rayburst.sdk import Job, Platform, connect
 T = TypeVar("T")
 
 NOTICE_S = 20.0
-STEPS = 400
+STEPS = 250
 REQUESTS = 300
 _SAY_EVERY_S = 5.0
 _LEARNT_BITS = 1.0
@@ -82,9 +82,9 @@ def run_demo(*, root: Path, name: str, keep: bool, console: Console) -> dict[str
     Raises:
         DemoError: a step did not do what it claims. The fleet is ended all the same.
     """
-    import ray  # it sets up its logger when it is imported
+    import ray  # noqa: F401  # it sets up its logger when it is imported
 
-    logging.getLogger(ray.__name__).setLevel(logging.WARNING)  # the story is told here
+    logging.getLogger("ray").setLevel(logging.WARNING)  # the story is told here
     job_file = _checkout() / "jobs" / "train_lm.py"
     story = _Story(console, started=time.time())
     with story.act("A fleet on this machine"):
@@ -264,7 +264,9 @@ def _until_done(story: _Story, platform: Platform, job: Job, run: str) -> dict[s
 def _serve(story: _Story, platform: Platform, fleet: FleetDir, run: str) -> LoadResult:
     state = fleet.read_state()
     deployed = platform.deploy(
-        "serve_apps.lm:app", args={"checkpoint": f"{state.store_uri}/runs/{run}"}, working_dir=None
+        "serve_apps.lm:app",
+        args={"checkpoint": f"{state.store_uri}/runs/{run}"},
+        working_dir=_checkout(),
     )
     story.say(f"deployed: {deployed.status}; {REQUESTS} concurrent requests follow")
     bodies = [

@@ -55,9 +55,9 @@ def simulate(
 ) -> None:
     """Replay recorded spot markets: what would a job with a deadline have cost?
 
-    `rayburst` is the policy that runs live, one decision a tick, with a prior that leaves out the
-    zones it is replayed on. `omniscient` knows the future; nothing can cost less. Costs are over
-    running all of it on-demand.
+    `rayburst` is the deadline policy of `rayburst.fleet.deadline`, one decision a tick, with a
+    prior that leaves out the zones it is replayed on. `omniscient` knows the future; nothing can
+    cost less. Costs are over running all of it on-demand.
 
     Example:
 

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-
 ENDED_BY_AUTOSCALER = "ended by the autoscaler"
 """Why a host is gone that nothing was wrong with."""
 
