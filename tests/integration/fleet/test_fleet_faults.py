@@ -18,7 +18,7 @@ import pytest
 from support import wait_for, write_spec
 
 from rayburst.dev.embedded import down, fleet_dir, up
-from rayburst.errors import FleetBrokenError, FleetNotFoundError, StartError
+from rayburst.errors import FleetBrokenError, FleetNotFoundError, StartError, StoreError
 from rayburst.fleet import processes
 from rayburst.fleet.agent import monitor_process
 from rayburst.fleet.events import EventLog, NodeEvent
@@ -50,6 +50,14 @@ def restarted(fleet: FleetDir, word: str, old: int) -> psutil.Process:
         return process if process is not None and process.pid != old else None
 
     return wait_for(probe, what=f"another {word}")
+
+
+def fetched(platform, key: str) -> bytes | None:
+    """The object, or None while the store is still coming up."""
+    try:
+        return platform.store().get(key)
+    except StoreError:
+        return None
 
 
 def test_a_killed_agent_is_started_again_and_decides(fleet, platform):
@@ -93,7 +101,7 @@ def test_a_killed_object_store_comes_back_with_its_data_and_loses_no_event(fleet
         ),
         what="the store to answer",
     )
-    assert platform.store().get("precious") == b"checkpoint"
+    assert wait_for(lambda: fetched(platform, "precious"), what="the object") == b"checkpoint"
     wait_for(
         lambda: event.key in {i.key for i in platform.store().list("events/")} or None,
         what="the spooled event to arrive",

@@ -15,9 +15,11 @@ selector = dict(word.split("=", 1) for word in sys.argv[3:])
 
 @ray.remote(num_cpus=1, label_selector=selector, max_retries=3)
 def hold() -> str:
+    host = ray.get_runtime_context().get_node_labels()["rayburst.io/host"]
+    release.with_name(f"running-{host}").touch()
     while not release.exists():
         time.sleep(0.1)
-    return ray.get_runtime_context().get_node_labels()["rayburst.io/host"]
+    return host
 
 
 ray.init(log_to_driver=False)
