@@ -54,7 +54,9 @@ def default_storage(environ: Mapping[str, str], say: Callable[[str], None]) -> s
     return place
 
 
-def run(config: LMConfig, say: Callable[[str], None]) -> dict[str, Any]:
+def run(
+    config: LMConfig, say: Callable[[str], None], options: ElasticOptions | None = None
+) -> dict[str, Any]:
     """Train to the end; `say` gets one line at a time. Returns what `RESULT` prints.
 
     Raises DataError before anything starts when the data cannot be used, StoreError when the
@@ -71,7 +73,7 @@ def run(config: LMConfig, say: Callable[[str], None]) -> dict[str, Any]:
         run=config.run,
         storage=config.storage,
         workers=Workers(least=config.least, most=config.most, use_gpu=config.use_gpu),
-        options=ElasticOptions(),
+        options=options,
     )
     with _Telling(config, say):
         trainer.fit()

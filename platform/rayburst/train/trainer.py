@@ -136,7 +136,8 @@ class ElasticTrainer:
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=options.checkpoints_kept),
             # losses are charged to max_preemption_failures, which has no limit by default
             failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            # what a lost machine causes is warned of with tracebacks, and expected here
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         )
         # gloo beside nccl: what ranks tell each other about leaving stays on the CPU
         backend = "cpu:gloo,cuda:nccl" if workers.use_gpu else "gloo"
