@@ -15,6 +15,7 @@ from rayburst.fleet import processes
 REPO = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.soak  # five minutes: beyond this suite's share of CI
 @pytest.mark.timeout(900)
 def test_the_demo_bursts_loses_two_nodes_learns_serves_and_leaves_nothing(tmp_path):
     log = tmp_path / "demo.log"
