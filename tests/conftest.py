@@ -8,8 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from rayburst.fleet import processes
+
+# how fast inputs are made says something about the machine, nothing about the code
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
 
 REPO = Path(__file__).resolve().parents[1]
 _SCRUBBED = ("RAY_", "RAYBURST_", "AWS_")

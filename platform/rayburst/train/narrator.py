@@ -44,7 +44,8 @@ class Narrator:
 
     def _while_quiet(self, now_s: float) -> None:
         since_s = self._heard_s if self._heard_s is not None else self._began_s
-        assert since_s is not None
+        if since_s is None:
+            return
         if now_s - max(since_s, self._told_s) < self._quiet_s:
             return
         if self._last is None:
