@@ -1,0 +1,35 @@
+"""One small Ray cluster for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_cluster import Job, Nodes
+
+
+@pytest.fixture(scope="module")
+def nodes(s3_server: Any) -> Iterator[Nodes]:
+    made = Nodes(s3_server.env)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def start(nodes: Nodes, tmp_path: Path) -> Iterator[Callable[..., Job]]:
+    """Starts drivers that end with the test."""
+    jobs: list[Job] = []
+
+    def go(*command: str, **env: str) -> Job:
+        jobs.append(Job(list(command), nodes, tmp_path / f"out-{len(jobs)}", env))
+        return jobs[-1]
+
+    try:
+        yield go
+    finally:
+        for job in jobs:
+            job.kill()

@@ -1,0 +1,144 @@
+"""A small real Ray cluster of one-CPU nodes on this machine; tests may drain and kill its nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from ray.cluster_utils import Cluster
+from support import wait_for
+
+from rayburst.checkpoint.store import ObjectStore
+from rayburst.train import runlog
+
+
+class Nodes:
+    """The cluster: `address`, and its worker nodes by Ray's node id.
+
+    Its processes have `env` in their environment, as those of a fleet have the store's.
+    """
+
+    def __init__(self, env: dict[str, str]) -> None:
+        self._env = env
+        with mock.patch.dict(os.environ, env):
+            self._cluster = Cluster(
+                initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+            )
+        self.address: str = self._cluster.address
+        self._nodes: dict[str, Any] = {}
+
+    def add(self) -> str:
+        labels = {
+            "rayburst.io/host": f"host-{len(self._nodes)}",
+            "rayburst.io/market": "spot",
+            "rayburst.io/pool": "p",
+        }
+        with mock.patch.dict(os.environ, self._env):
+            node = self._cluster.add_node(num_cpus=1, labels=labels)
+        self._nodes[node.node_id] = node
+        return str(node.node_id)
+
+    def ensure(self, count: int) -> None:
+        """Exactly `count` worker nodes."""
+        while len(self._nodes) < count:
+            self.add()
+        while len(self._nodes) > count:
+            self.kill(next(iter(self._nodes)))
+
+    def drain(self, node_id: str, notice_s: float) -> float:
+        """Give notice as a cloud does, through Ray's drain; returns the deadline (unix s)."""
+        from ray._raylet import GcsClient
+        from ray.core.generated import autoscaler_pb2
+
+        deadline_s = time.time() + notice_s
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        accepted, why = GcsClient(address=self.address).drain_node(
+            node_id, reason, "spot capacity is taken back", int(deadline_s * 1000)
+        )
+        assert accepted, why
+        return deadline_s
+
+    def kill(self, node_id: str) -> None:
+        """A power cut: every process of the node is gone when this returns."""
+        node = self._nodes.pop(node_id)
+        raylet = node.all_processes["raylet"][0].process
+        self._cluster.remove_node(node, allow_graceful=False)
+        assert raylet.poll() is not None
+
+    def close(self) -> None:
+        self._cluster.shutdown()
+
+
+class Job:
+    """A driver process of its own process group, and the log of its run."""
+
+    def __init__(self, command: list[str], nodes: Nodes, out: Path, env: dict[str, str]) -> None:
+        self._out = out
+        whole = {**os.environ, **env, "RAY_ADDRESS": nodes.address, "PYTHONUNBUFFERED": "1"}
+        with out.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, *command],
+                env=whole,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        return self._out.read_text()
+
+    def wait(self, timeout_s: float = 400) -> int:
+        return self.process.wait(timeout_s)
+
+    def result(self) -> dict[str, Any]:
+        line = next(x for x in self.output.splitlines() if x.startswith("RESULT "))
+        return dict(json.loads(line.removeprefix("RESULT ")))
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+class Run:
+    """What a run has written: its folder on the store, read while it goes on."""
+
+    def __init__(self, uri: str, job: Job) -> None:
+        self.folder = ObjectStore.open(uri)
+        self.job = job
+
+    def records(self, kind: str, **fields: Any) -> list[dict[str, Any]]:
+        return [
+            record
+            for record in runlog.read_folder(self.folder)
+            if record["kind"] == kind and all(record.get(k) == v for k, v in fields.items())
+        ]
+
+    def wait(self, kind: str, *, at_least: int = 1, **fields: Any) -> list[dict[str, Any]]:
+        """Until there are `at_least` records of this kind; fails at once when the job ended."""
+
+        def probe() -> list[dict[str, Any]] | None:
+            found = self.records(kind, **fields)
+            if len(found) >= at_least:
+                return found
+            assert self.job.process.poll() is None, f"the job ended early:\n{self.job.output}"
+            return None
+
+        return wait_for(probe, what=f"{at_least} {kind} {fields}", timeout_s=300)
+
+    def wait_step(self, step: int) -> None:
+        def probe() -> bool | None:
+            if any(record["step"] >= step for record in self.records("step")):
+                return True
+            assert self.job.process.poll() is None, f"the job ended early:\n{self.job.output}"
+            return None
+
+        wait_for(probe, what=f"step {step}", timeout_s=300)
