@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-from ray.cluster_utils import Cluster
 from support import wait_for
 
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.train import runlog
 
+OPEN = {"RAY_AUTH_MODE": "disabled"}
 
-class Nodes:
-    """The cluster: `address`, and its worker nodes by Ray's node id.
 
-    Its processes have `env` in their environment, as those of a fleet have the store's.
-    """
+class _Cluster:
+    """The cluster and its worker nodes, by Ray's node id."""
 
-    def __init__(self, env: dict[str, str]) -> None:
-        self._env = env
-        with mock.patch.dict(os.environ, env):
-            self._cluster = Cluster(
-                initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
-            )
-        self.address: str = self._cluster.address
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+        )
         self._nodes: dict[str, Any] = {}
+
+    def address(self) -> str:
+        return str(self._cluster.address)
 
     def add(self) -> str:
         labels = {
@@ -40,33 +42,29 @@ class Nodes:
             "rayburst.io/market": "spot",
             "rayburst.io/pool": "p",
         }
-        with mock.patch.dict(os.environ, self._env):
-            node = self._cluster.add_node(num_cpus=1, labels=labels)
+        node = self._cluster.add_node(num_cpus=1, labels=labels)
         self._nodes[node.node_id] = node
         return str(node.node_id)
 
     def ensure(self, count: int) -> None:
-        """Exactly `count` worker nodes."""
         while len(self._nodes) < count:
             self.add()
         while len(self._nodes) > count:
             self.kill(next(iter(self._nodes)))
 
     def drain(self, node_id: str, notice_s: float) -> float:
-        """Give notice as a cloud does, through Ray's drain; returns the deadline (unix s)."""
         from ray._raylet import GcsClient
         from ray.core.generated import autoscaler_pb2
 
         deadline_s = time.time() + notice_s
         reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-        accepted, why = GcsClient(address=self.address).drain_node(
+        accepted, why = GcsClient(address=self.address()).drain_node(
             node_id, reason, "spot capacity is taken back", int(deadline_s * 1000)
         )
         assert accepted, why
         return deadline_s
 
     def kill(self, node_id: str) -> None:
-        """A power cut: every process of the node is gone when this returns."""
         node = self._nodes.pop(node_id)
         raylet = node.all_processes["raylet"][0].process
         self._cluster.remove_node(node, allow_graceful=False)
@@ -76,12 +74,72 @@ class Nodes:
         self._cluster.shutdown()
 
 
+def _answer(calls: Connection, env: dict[str, str]) -> None:
+    """Main of the cluster's process; Ray starts nodes in a main thread only."""
+    os.environ.update(env)
+    warnings.simplefilter("ignore", ResourceWarning)  # Ray does not wait for what it killed
+    cluster = _Cluster()
+    while True:
+        name, arguments = calls.recv()
+        try:
+            answer = getattr(cluster, name)(*arguments)
+        except Exception as error:
+            answer = RuntimeError(f"{name}{arguments}: {type(error).__name__}: {error}")
+        calls.send(answer)
+        if name == "close":
+            return
+
+
+class Nodes:
+    """The cluster, in a process of its own whose processes have `env` in their environment.
+
+    Ray keeps a process's authentication once it is known, so that a fleet that another test
+    reached before from this process would decide how these nodes start.
+    """
+
+    def __init__(self, env: dict[str, str]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._calls, theirs = context.Pipe()
+        self._process = context.Process(target=_answer, args=(theirs, {**env, **OPEN}))
+        self._process.start()
+        theirs.close()
+        self.address: str = self._call("address")
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        self._calls.send((name, arguments))
+        answer = self._calls.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def add(self) -> str:
+        return str(self._call("add"))
+
+    def ensure(self, count: int) -> None:
+        """Exactly `count` worker nodes."""
+        self._call("ensure", count)
+
+    def drain(self, node_id: str, notice_s: float) -> float:
+        """Give notice as a cloud does, through Ray's drain; returns the deadline (unix s)."""
+        return float(self._call("drain", node_id, notice_s))
+
+    def kill(self, node_id: str) -> None:
+        """A power cut: every process of the node is gone when this returns."""
+        self._call("kill", node_id)
+
+    def close(self) -> None:
+        self._call("close")
+        self._process.join(60)
+        assert self._process.exitcode == 0
+
+
 class Job:
     """A driver process of its own process group, and the log of its run."""
 
     def __init__(self, command: list[str], nodes: Nodes, out: Path, env: dict[str, str]) -> None:
         self._out = out
-        whole = {**os.environ, **env, "RAY_ADDRESS": nodes.address, "PYTHONUNBUFFERED": "1"}
+        whole = {**os.environ, **env, **OPEN, "PYTHONUNBUFFERED": "1"}
+        whole["RAY_ADDRESS"] = nodes.address
         with out.open("w") as file:
             self.process = subprocess.Popen(
                 [sys.executable, *command],

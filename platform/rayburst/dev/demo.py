@@ -84,7 +84,8 @@ def run_demo(*, root: Path, name: str, keep: bool, console: Console) -> dict[str
     """
     import ray  # noqa: F401  # it sets up its logger when it is imported
 
-    logging.getLogger("ray").setLevel(logging.WARNING)  # the story is told here
+    for handler in logging.getLogger("ray").handlers:
+        handler.setLevel(logging.ERROR)  # the story is told here
     job_file = _checkout() / "jobs" / "train_lm.py"
     story = _Story(console, started=time.time())
     with story.act("A fleet on this machine"):
