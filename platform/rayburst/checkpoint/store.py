@@ -284,7 +284,7 @@ def _remote(root: str, scheme: str, opts: StoreOptions) -> Any:
             "backoff": {
                 "init_backoff": timedelta(seconds=opts.backoff_first_s),
                 "max_backoff": timedelta(seconds=opts.backoff_most_s),
-                "base": 2,
+                "base": 3,  # with jitter: ten tries take about 15 s, a restart of the store about 6
             },
         },
         **extra,

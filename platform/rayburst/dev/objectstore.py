@@ -15,6 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 
@@ -115,7 +116,10 @@ class S3Server:
         )
 
     def create_bucket(self, name: str, *, timeout_s: float = 60.0) -> None:
-        """Make a bucket if it is not there; the volume server may need a moment after the port."""
+        """Make a bucket if it is not there, and wait until what it holds can be read.
+
+        After a start the S3 port answers seconds before the volumes do.
+        """
         import boto3
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError, ClientError
@@ -132,13 +136,13 @@ class S3Server:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                client.create_bucket(Bucket=name)
-                client.put_object(Bucket=name, Key=".ready", Body=b"ready")
-                return
-            except (
-                client.exceptions.BucketAlreadyOwnedByYou,
-                client.exceptions.BucketAlreadyExists,
-            ):
+                with suppress(
+                    client.exceptions.BucketAlreadyOwnedByYou,
+                    client.exceptions.BucketAlreadyExists,
+                ):
+                    client.create_bucket(Bucket=name)
+                    client.put_object(Bucket=name, Key=".ready", Body=b"ready")
+                client.get_object(Bucket=name, Key=".ready")["Body"].read()
                 return
             except (BotoCoreError, ClientError) as error:
                 if time.monotonic() > deadline:

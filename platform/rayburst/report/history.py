@@ -186,24 +186,26 @@ def _tenures(records: Sequence[Event], end_ms: int) -> list[Tenure]:
 
 def _steps(records: Sequence[Event], starts: Sequence[Event], window: Interval) -> list[Step]:
     last_seen = {r["step"]: r["t"] for r in records if r["kind"] == "step"}
-    host: dict[int, str] = {}
+    worker: dict[int, Event] = {}
     steps: list[Step] = []
     for record in records:
         if record["kind"] == "start":
-            host[record["rank"]] = str(record["host"])
-        if record["kind"] != "step" or record["rank"] not in host:
+            worker[record["rank"]] = record
+        if record["kind"] != "step" or record["rank"] not in worker:
             continue
         at, again = record["t"], last_seen[record["step"]]
+        mine = worker[record["rank"]]
         loss = record.get("loss")
         steps.append(
             Step(
                 rank=record["rank"],
-                host=host[record["rank"]],
+                host=str(mine["host"]),
                 world=record["world"],
                 step=record["step"],
                 loss=None if loss is None else float(loss),
-                start_ms=max(ms(at - record["duration_s"]), window[0]),
-                end_ms=max(ms(at), window[0]),
+                # the two clocks of a worker differ by less than a step
+                start_ms=max(ms(at - record["duration_s"]), ms(mine["t"])),
+                end_ms=ms(at),
                 # Computed again only if some worker started in between.
                 redone=any(at < s["t"] <= again for s in starts),
             )
@@ -222,7 +224,7 @@ def _changeovers(
     edges = [window[0], *(edge for interval in busy for edge in interval), window[1]]
     gaps = zip(edges[::2], edges[1::2], strict=True)
     started = [ms(s["t"]) for s in starts]
-    return [gap for gap in gaps if gap[1] > gap[0] and any(gap[0] <= s < gap[1] for s in started)]
+    return [gap for gap in gaps if gap[1] > gap[0] and any(gap[0] <= s <= gap[1] for s in started)]
 
 
 def eras(run: Run) -> list[Era]:

@@ -57,6 +57,19 @@ def test_a_worker_that_joins_while_others_step_is_no_changeover() -> None:
     assert read_run(log).changeovers == [(0, 1000)]
 
 
+def test_a_restart_whose_first_step_begins_at_once_or_before_is_a_changeover() -> None:
+    """The start is written by the wall clock, a duration is measured by the monotonic one."""
+    log = [
+        _start(0, 0, 3, "a"),
+        _step(1, 1, world=3), _step(2, 2, world=3),
+        _start(40, 0, 3, "b"), _start(40.2, 1, 3, "c"),
+        {**_step(41, 2, world=3), "duration_s": 1.3}, _step(42, 3, world=3),
+    ]  # fmt: skip
+    run = read_run(log)
+    assert run.changeovers == [(2000, 40000)]
+    assert [(e.start_ms, e.end_ms) for e in eras(run)] == [(0, 2000), (40000, 42000)]
+
+
 def test_a_tenure_ends_when_its_rank_starts_elsewhere_leaves_or_is_no_more() -> None:
     log = [
         *(_start(0, rank, 3, host) for rank, host in enumerate("abc")),
