@@ -121,7 +121,12 @@ def head(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Iterator
             dashboard_url=f"http://127.0.0.1:{dashboard}",
             token=token.read_text(),
             serve_port=serve,
-            env={**clean, **auth, "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{dashboard}"},
+            env={
+                **clean,
+                **auth,
+                "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{dashboard}",
+                "RAY_ADDRESS": f"{ADDRESS}:{gcs}",
+            },
         )
     finally:
         left = processes.end(processes.owned(folder), grace_s=5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +22,7 @@ from rayburst.serve._ray_hooks import upload_local_folders
 from rayburst.serve.decode import Generation, generate, score
 from rayburst.serve.deploy import DeployStatus, delete, deploy, statuses
 
-from .conftest import REPO, Head, Trained, run_cli
+from .conftest import BIN, REPO, Head, Trained, run_cli
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -197,3 +199,22 @@ def test_without_the_token_nothing_is_deployed(served: DeployStatus, head: Head)
         deploy(head.dashboard_url, None, app={"import_path": "serve_apps.lm:app"})
     with pytest.raises(DeployError, match=r"refused|wants its token"):
         deploy(head.dashboard_url, "wrong", app={"import_path": "serve_apps.lm:app"})
+
+
+def test_serve_run_serves_until_it_is_interrupted(
+    served: DeployStatus, head: Head, tmp_path: Path
+) -> None:
+    """The last test of all: the interrupt ends Serve with every application, as Ray has it."""
+    words = ("run", "--name", "run", "--route-prefix", "/run", "serve_apps.lm:app")
+    with (tmp_path / "out").open("w") as out:
+        command = [str(BIN / "serve"), *words]
+        run = subprocess.Popen(command, env=head.env, cwd=REPO, stdout=out, stderr=out)
+    try:
+        status = _until(lambda: _healthy(head, "run"), "run is healthy", timeout_s=90)
+        body = {"prompt": "a", "max_new_tokens": 2}
+        answer = requests.post(f"{status.url}/generate", json=body, timeout=60)
+        assert answer.json()["model"] == "demo@20"
+    finally:
+        run.send_signal(signal.SIGINT)
+        run.wait(timeout=60)
+    _until(lambda: not statuses(head.dashboard_url, head.token), "Serve is gone", timeout_s=60)
