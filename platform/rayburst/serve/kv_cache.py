@@ -63,8 +63,8 @@ class Memory:
         attention = block.attention
         rows, new, width = x.shape
         heads = self.model.config.n_head
-        mixed: Tensor = attention.qkv(block.norm_attention(x))  # type: ignore[operator, union-attr]
-        q, k, v = mixed.view(rows, new, 3, heads, width // heads).unbind(2)
+        mixed: Tensor = attention.heads(block.norm_attention(x))  # type: ignore[operator, union-attr]
+        q, k, v = mixed.view(rows, new, heads, 3, width // heads).unbind(3)
         row = torch.arange(rows, device=x.device)[:, None]
         keys, values = self.state[layer]
         keys[row, :, positions] = k

@@ -68,17 +68,19 @@ PRESETS: dict[str, GPTConfig] = {
 class _Attention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.n_head = config.n_head
+        self.head_size = config.n_embd // config.n_head
         self.dropout = config.dropout
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
+        # Rows by head: a head's query, key and value lie together, so that a run of rows is a run
+        # of whole heads. Tensor parallelism gives each rank such a run.
+        self.heads = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.proj = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, t, c = x.shape
-        q, k, v = self.qkv(x).view(b, t, 3, self.n_head, c // self.n_head).permute(2, 0, 3, 1, 4)
+        b, t, _ = x.shape
+        q, k, v = self.heads(x).view(b, t, -1, 3, self.head_size).permute(3, 0, 2, 1, 4)
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-        out: Tensor = self.proj(y.transpose(1, 2).reshape(b, t, c))
+        out: Tensor = self.proj(y.transpose(1, 2).reshape(b, t, -1))
         return F.dropout(out, self.dropout, self.training)
 
 
@@ -138,6 +140,14 @@ class GPT(nn.Module):
 
         ValueError when T is larger than the block size.
         """
+        x = self.embed(idx)
+        for block in self.blocks:
+            x = block(x)
+        logits = self.unembed(x)
+        return logits, None if targets is None else self.loss(logits, targets)
+
+    def embed(self, idx: Tensor) -> Tensor:
+        """What the first block reads: [B, T, C] for token ids [B, T]."""
         t = idx.shape[1]
         if t > self.config.block_size:
             raise ValueError(
@@ -146,14 +156,17 @@ class GPT(nn.Module):
             )
         positions = torch.arange(t, device=idx.device)
         x = self.token_embedding(idx) + self.position_embedding(positions)
-        x = F.dropout(x, self.config.dropout, self.training)
-        for block in self.blocks:
-            x = block(x)
+        return F.dropout(x, self.config.dropout, self.training)
+
+    def unembed(self, x: Tensor) -> Tensor:
+        """Logits [B, T, V] for what the last block gave, [B, T, C]."""
         logits: Tensor = self.head(self.norm(x))
-        if targets is None:
-            return logits, None
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-        return logits, loss
+        return logits
+
+    @staticmethod
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of `targets` [B, T] in nats per token, in float32."""
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
     @torch.no_grad()
     def generate(

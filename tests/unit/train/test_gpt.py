@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from rayburst.train.gpt import GPT, PRESETS, GPTConfig
 
@@ -100,3 +101,20 @@ def test_presets_grow() -> None:
         sizes = [GPT(PRESETS[name]).parameter_count for name in ("micro", "tiny", "small", "gpt2")]
     assert sizes == sorted(sizes)
     assert 80e6 < sizes[-1] < 130e6
+
+
+def test_the_rows_of_the_first_heads_are_the_attention_of_those_heads() -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=1, n_head=4, n_embd=32))
+    attention, x = model.blocks[0].attention, torch.randn(2, 8, 32)
+    whole = attention(x)
+    parts = [torch.zeros_like(whole)]
+    for rows in (slice(0, 48), slice(48, 96)):  # two of the four heads each: 2 * 3 * 8 rows
+        half = GPT(GPTConfig(n_layer=1, n_head=4, n_embd=32)).blocks[0].attention
+        half.heads.weight = nn.Parameter(attention.heads.weight[rows])
+        half.heads.bias = nn.Parameter(attention.heads.bias[rows])
+        columns = slice(rows.start // 3, rows.stop // 3)
+        half.proj.weight = nn.Parameter(attention.proj.weight[:, columns])
+        half.proj.bias = nn.Parameter(attention.proj.bias / 2)
+        parts.append(half(x))
+    torch.testing.assert_close(sum(parts), whole)
