@@ -10,7 +10,8 @@
 | `ray._private.state.state.get_draining_nodes` | the only view of drains and their deadlines |
 | `ray._private.state.available_resources_per_node` | growth needs what is free, not what exists |
 | loggers of `ray.train.v2._internal` | leaving is no error; not every report needs a line |
-| `ray.experimental.internal_kv` | progress to the driver, "please leave" to the workers |
+| `ray.experimental.internal_kv` | progress to the driver, "please leave" to the workers, grants |
+| environment `RAY_JOB_CONFIG_JSON_ENV_VAR` | a job's driver learns its submission id nowhere else |
 
 `rayburst.train.trainer` imports this module only on the tested version.
 `tests/unit/train/test_train_ray_hooks.py` compares signatures and source with what was tested.
@@ -18,9 +19,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -39,6 +42,8 @@ from ray.train.v2._internal.execution.scaling_policy import NoopDecision, Resize
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 from ray.train.v2.api.exceptions import WorkerGroupError
 
+from rayburst.train.granted import Granted
+from rayburst.train.grants import Ask
 from rayburst.train.liveness import unreachable
 from rayburst.train.losses import LossBudget, LossOptions, is_planned
 from rayburst.train.resizing import GrowthOptions, growth
@@ -87,6 +92,12 @@ def kv_delete(key: str) -> None:
     internal_kv._internal_kv_del(key.encode(), namespace=_KV_NAMESPACE)
 
 
+def submission_id(environ: Mapping[str, str]) -> str:
+    """The id under which this driver was submitted as a Ray job; "" for any other driver."""
+    job = json.loads(environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    return str((job.get("metadata") or {}).get("job_submission_id", ""))
+
+
 def hush_reports() -> None:
     """Keep this worker from telling every report at INFO, past Ray Train's own log level."""
     # `context.py` names its logger by its file, outside the "ray" tree that LoggingConfig sets
@@ -117,7 +128,9 @@ class HookedTorchTrainer(TorchTrainer):  # type: ignore[misc]
     def _initialize_and_run_controller(self, **options: Any) -> Result:
         # the one place between `fit` and the controller actor; both policies are arguments here
         if self.scaling_config.elasticity_enabled:
-            options["scaling_policy"] = DrainAwarePolicy(self.scaling_config, self._growth_options)
+            options["scaling_policy"] = DrainAwarePolicy(
+                self.scaling_config, self._growth_options, submission_id(os.environ)
+            )
         options["failure_policy"] = LossPolicy(
             self.run_config.failure_config, LossBudget(self._loss_options)
         )
@@ -139,9 +152,12 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
     _latest_reserved_resources_query_time: float
     _latest_reserved_resources: _Reserved | None
 
-    def __init__(self, scaling_config: ScalingConfig, options: GrowthOptions) -> None:
+    def __init__(
+        self, scaling_config: ScalingConfig, options: GrowthOptions, submission_id: str = ""
+    ) -> None:
         super().__init__(scaling_config)
         self._options = options
+        self._granted = Granted(submission_id, kv_get=kv_get, kv_put=kv_put, clock=time.time)
         self._first_asked_s: float | None = None
         self._has_run = False
         self._starts_in_a_row = 0
@@ -155,6 +171,7 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
         super().after_controller_start(train_run_context)
 
     def make_decision_for_non_running_worker_group(self) -> Any:
+        self._ask_planner(set())
         decision = super().make_decision_for_non_running_worker_group()
         if isinstance(decision, ResizeDecision) and not self._wait_for_more(decision.num_workers):
             # a start that failed since the last step ran: something else holds a node's CPUs
@@ -170,12 +187,18 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
     ) -> Any:
         self._has_run, self._starts_in_a_row = True, 0
         self._maybe_send_resource_request()
+        used = {worker.metadata.node_id for worker in worker_group_state.workers}
+        revoked = self._ask_planner(used)
         now = time.monotonic()
         if self._asked_to_leave_s is not None:
             if now - self._asked_to_leave_s < self._options.leave_within_s:
                 return NoopDecision()
             self._asked_to_leave_s = None  # it did not answer: resize as stock Ray does
             return self._get_resize_decision(self._size_possible(worker_group_state))
+        if revoked:
+            self._asked_to_leave_s = now
+            kv_put(self._resize_key, f"{len(used)} -> {len(used) - len(revoked)}".encode())
+            return NoopDecision()
         settled = now - max(worker_group_state.start_time, self._latest_monitor_time)
         if settled < self.scaling_config.elastic_resize_monitor_interval_s:
             return NoopDecision()
@@ -192,13 +215,21 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
     ) -> dict[str, str] | None:
         """Forget an old request to leave, and keep the group off nodes that will not stay."""
         self._asked_to_leave_s = None
+        self._granted.measured.started(time.time())
         kv_delete(self._resize_key)
-        unusable = sorted(self._unusable())
-        if not unusable or isinstance(scaling_config.label_selector, list):
+        nodes = _hosts(ray.nodes())
+        forbidden = self._granted.outside(nodes)
+        unusable = sorted(self._unusable() - forbidden)
+        if isinstance(scaling_config.label_selector, list):
             return None
-        # the head may still hold a dead node for alive and would place a worker there
-        avoid = {ray._raylet.RAY_NODE_ID_KEY: f"!in({','.join(unusable)})"}
-        return {**(scaling_config.label_selector or {}), **avoid}
+        selector = dict(scaling_config.label_selector or {})
+        if unusable:
+            # the head may still hold a dead node for alive and would place a worker there
+            selector[ray._raylet.RAY_NODE_ID_KEY] = f"!in({','.join(unusable)})"
+        if forbidden:
+            allowed = sorted(host for node, host in nodes.items() if node not in forbidden)
+            selector["rayburst.io/host"] = f"in({','.join(allowed)})"
+        return selector if unusable or forbidden else None
 
     def _count_possible_workers(self, reserved_resources: _Reserved) -> int:
         unusable = self._unusable()
@@ -259,7 +290,33 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
             for node in ray.nodes()
             if node["Alive"]
         }
-        return (set(draining_nodes()) & set(alive)) | unreachable(alive, _PROBE_TIMEOUT_S)
+        forbidden = self._granted.outside(_hosts(ray.nodes()))
+        return (
+            (set(draining_nodes()) & set(alive)) | unreachable(alive, _PROBE_TIMEOUT_S) | forbidden
+        )
+
+    def _ask_planner(self, used: set[str]) -> set[str]:
+        """Tell the planner where the run stands; the nodes it must leave since its grant shrank."""
+        hosts = _hosts(ray.nodes())
+        config = self.scaling_config
+        measured = self._granted.measured
+        measured.hear(kv_get(self._progress_key))
+        self._granted.tell(
+            Ask(
+                t=time.time(),
+                run=self._progress_key.rpartition("/")[0],
+                least=config.min_workers,
+                most=config.max_workers,
+                resources={k: v for k, v in config._resources_per_worker_not_none.items() if v},
+                hosts=tuple(sorted(hosts[node] for node in used if hosts.get(node))),
+                steps_left=measured.steps_left,
+                speeds=measured.speeds,
+                changeover_s=measured.changeover_s,
+                checkpoint_s=measured.checkpoint_s,
+            )
+        )
+        leaving = used & self._granted.outside(hosts) - set(draining_nodes())
+        return leaving
 
 
 class LossPolicy(DefaultFailurePolicy):  # type: ignore[misc]
@@ -293,6 +350,14 @@ def _is_loss(error: BaseException) -> bool:
     if isinstance(error, WorkerHealthCheckFailedError):
         return isinstance(error.health_check_failure, RayActorError)
     return isinstance(error, RayActorError | WorkerHealthCheckTimeoutError)
+
+
+def _hosts(nodes: list[dict[str, Any]]) -> dict[str, str]:
+    """Node id -> host of the fleet; nodes that are no host of a fleet are left out."""
+    labels = {node["NodeID"]: node.get("Labels") or {} for node in nodes if node["Alive"]}
+    return {
+        n: found["rayburst.io/host"] for n, found in labels.items() if "rayburst.io/host" in found
+    }
 
 
 def resize_key(run: str) -> str:

@@ -93,6 +93,7 @@ class _Run:
         self._progress: Progress | None = None
         self._resumed_from = 0
         self._since_s = 0.0
+        self._checkpoint_s: float | None = None
 
     def to_the_end(self) -> None:
         """Resume, train, validate, save. Leaves by RayActorError when the group must restart."""
@@ -228,6 +229,7 @@ class _Run:
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
         )
         self._saved_s = time.time()
+        self._checkpoint_s = self._saved_s - began_s
         self._log.write(
             "checkpoint", step=self._at.step, uri=uri, blocked_s=self._saved_s - began_s
         )
@@ -271,6 +273,7 @@ class _Run:
             val_bits_per_byte=at.val_bits_per_byte,
             tokens_per_s=tokens_per_s,
             eta_s=eta_s,
+            checkpoint_s=self._checkpoint_s,
         )
         is_edge = at.step in (self._resumed_from + 1, lm.steps)
         if is_edge or now_s - self._published_s >= _PUBLISH_INTERVAL_S:

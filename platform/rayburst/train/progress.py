@@ -32,6 +32,8 @@ class Progress:
     eta_s: float | None
     state: str = "running"
     """`running`, or why the group stopped: "saving and leaving: ..."."""
+    checkpoint_s: float | None = None
+    """How long training stood still for the last checkpoint."""
 
     def to_json(self) -> bytes:
         """For the key-value store."""

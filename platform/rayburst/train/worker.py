@@ -80,7 +80,7 @@ def _hooked_source(where: Place) -> Callable[[], Notice | None]:
             return Notice(deadline_s=draining[where.node_id], reason=reason)
         asked = hooks.kv_get(hooks.resize_key(run))
         if asked is not None:
-            return Notice(deadline_s=None, reason=f"the group grows: {asked.decode()} workers")
+            return Notice(deadline_s=None, reason=f"the group is resized: {asked.decode()} workers")
         return None
 
     return ask

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import json
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,8 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from rayburst.train import _ray_hooks as hooks
 from rayburst.train import losses, versions
+from rayburst.train.granted import Granted
+from rayburst.train.grants import Ask, Grant
 from rayburst.train.losses import LossBudget, LossOptions
 from rayburst.train.resizing import GrowthOptions
 
@@ -103,7 +106,13 @@ class Cluster:
 
     def nodes(self) -> list[dict[str, Any]]:
         return [
-            {"NodeID": i, "NodeManagerAddress": i, "NodeManagerPort": 1, "Alive": True}
+            {
+                "NodeID": i,
+                "NodeManagerAddress": i,
+                "NodeManagerPort": 1,
+                "Alive": True,
+                "Labels": {"rayburst.io/host": i.replace("n", "host-")},
+            }
             for i in self.ids
         ]
 
@@ -276,6 +285,64 @@ def test_a_group_about_to_lose_a_node_is_not_resized(
     cluster.now += 100
     assert isinstance(running(policy, group), NoopDecision)
     assert cluster.kv == {}
+
+
+@pytest.fixture
+def job(policy: hooks.DrainAwarePolicy, cluster: Cluster) -> hooks.DrainAwarePolicy:
+    """The same policy in a run that was submitted as a Ray job."""
+    policy._granted = Granted(
+        "job-1", kv_get=cluster.kv.get, kv_put=cluster.kv.__setitem__, clock=lambda: cluster.now
+    )
+    return policy
+
+
+def test_a_job_starts_on_the_hosts_of_its_grant_and_waits_without_one(
+    job: hooks.DrainAwarePolicy, cluster: Cluster
+) -> None:
+    cluster.kv["planner"] = b'["host-2"]'
+    assert isinstance(job.make_decision_for_non_running_worker_group(), NoopDecision)
+    asked = Ask.from_json(cluster.kv["jobs/job-1/ask"])
+    assert (asked.run, asked.least, asked.most, asked.resources) == ("r", 1, 4, {"CPU": 1})
+    cluster.kv["jobs/job-1/grant"] = Grant(hosts=("host-2",), pools={"host": 1}).to_json()
+    assert start(job, cluster) == 1
+    selector = job.on_controller_start_worker_group(
+        scaling_config=job.scaling_config, num_workers=1
+    )
+    assert selector == {"rayburst.io/host": "in(host-2)"}
+
+
+def test_a_job_leaves_hosts_that_its_grant_no_longer_names(
+    job: hooks.DrainAwarePolicy, cluster: Cluster
+) -> None:
+    cluster.kv["planner"] = b"[]"
+    cluster.kv["jobs/job-1/grant"] = Grant(hosts=("host-1", "host-2")).to_json()
+    assert isinstance(running(job, cluster.group("n1", "n2")), NoopDecision)
+    assert "r/resize" not in cluster.kv
+    cluster.kv["jobs/job-1/grant"] = Grant(hosts=("host-1",)).to_json()
+    running(job, cluster.group("n1", "n2"))
+    assert cluster.kv["r/resize"] == b"2 -> 1"
+    assert Ask.from_json(cluster.kv["jobs/job-1/ask"]).hosts == ("host-1", "host-2")
+
+
+def test_a_driver_that_is_no_job_keeps_off_the_hosts_of_others(
+    policy: hooks.DrainAwarePolicy, cluster: Cluster
+) -> None:
+    assert policy._unusable() == set()
+    policy._granted = Granted(
+        "", kv_get=cluster.kv.get, kv_put=cluster.kv.__setitem__, clock=lambda: cluster.now
+    )
+    cluster.kv["planner"] = b'["host-1", "host-9"]'
+    assert policy._unusable() == {"n1"}
+    assert not [key for key in cluster.kv if key.startswith("jobs/")]
+
+
+def test_a_job_knows_its_submission_id() -> None:
+    from ray.dashboard.modules.job import common
+    from ray.dashboard.modules.job.job_supervisor import RAY_JOB_CONFIG_JSON_ENV_VAR
+
+    config = json.dumps({"metadata": {common.JOB_ID_METADATA_KEY: "first"}})
+    assert hooks.submission_id({RAY_JOB_CONFIG_JSON_ENV_VAR: config}) == "first"
+    assert hooks.submission_id({}) == ""
 
 
 def failed(**failures: Exception) -> WorkerGroupError:
