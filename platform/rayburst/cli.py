@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 
 from rayburst.checkpoint.cli import app as checkpoints_app
+from rayburst.cost.prices_cli import app as prices_app
 from rayburst.errors import RayburstError, SpecError
 from rayburst.fleet.simulate_cli import simulate
 
@@ -37,6 +38,7 @@ app = typer.Typer(
 fleet_app = typer.Typer(no_args_is_help=True, help="Check, explain and render fleet files.")
 app.add_typer(fleet_app, name="fleet")
 app.add_typer(checkpoints_app, name="checkpoints")
+app.add_typer(prices_app, name="prices")
 app.command()(simulate)
 
 FleetName = Annotated[

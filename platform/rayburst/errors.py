@@ -21,6 +21,7 @@ RayburstError
 │   ├── CheckpointExistsError    another writer committed this step first
 │   └── CheckpointAbandonedError a save was given up before its commit; says why
 ├── DataError               training or request data that cannot be used
+├── PriceError              a price file that cannot be used, or a price that nobody knows
 └── DemoError               a step of the demo did not do what it claims
 
 A message says what was given, what is allowed, and the corrected call.
@@ -116,6 +117,10 @@ class CheckpointAbandonedError(CheckpointError):
 
 class DataError(RayburstError):
     """Training or request data cannot be used."""
+
+
+class PriceError(RayburstError):
+    """A file of prices cannot be used, or nobody knows the price that is asked for."""
 
 
 class DemoError(RayburstError):

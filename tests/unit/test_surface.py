@@ -50,6 +50,9 @@ COMMANDS = {
     "fleet schema": ["--help"],
     "interrupt": ["--fleet", "--help", "--notice", "node"],
     "logs": ["--fleet", "--follow", "--help", "-f", "what"],
+    "prices check": ["--help", "file"],
+    "prices ls": ["--file", "--gpu", "--help", "--json", "--provider", "--region", "--sku"],
+    "prices template": ["--help"],
     "simulate": [
         "--changeover",
         "--every",
