@@ -14,66 +14,27 @@ import platform as machine
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 
 import rayburst
 from rayburst.dev.embedded import down, up
 from rayburst.dev.load import LoadResult, send_all
+from rayburst.dev.story import Story
 from rayburst.errors import DemoError
 from rayburst.fleet.layout import FleetDir
 from rayburst.fleet.spec import default_path
 from rayburst.report.gaps import gap_after
 from rayburst.sdk import Job, Platform, connect
 
-T = TypeVar("T")
-
 NOTICE_S = 20.0
 STEPS = 250
 REQUESTS = 300
-_SAY_EVERY_S = 5.0
 _LEARNT_BITS = 1.0
-
-
-@dataclass
-class _Story:
-    """What has happened so far."""
-
-    console: Console
-    started: float
-    where: Callable[[], str] = lambda: ""
-    phases: list[dict[str, Any]] = field(default_factory=list)
-    interruptions: list[dict[str, Any]] = field(default_factory=list)
-
-    def say(self, text: str) -> None:
-        at = time.time() - self.started
-        self.console.print(f"[dim]{at:6.1f} s[/]  {text}", soft_wrap=True)
-
-    @contextmanager
-    def act(self, name: str) -> Iterator[None]:
-        self.console.print(f"\n[bold cyan]{name}[/]")
-        start = time.time()
-        yield
-        self.phases.append({"name": name, "start": start, "end": time.time()})
-
-    def wait(self, what: str, probe: Callable[[], T | None], *, timeout_s: float) -> T:
-        """Poll until `probe` gives something; says where things stand every few seconds."""
-        deadline = time.monotonic() + timeout_s
-        said = time.monotonic()
-        while (found := probe()) is None:
-            if time.monotonic() > deadline:
-                raise DemoError(f"{what}: not within {timeout_s:.0f} s")
-            if time.monotonic() - said > _SAY_EVERY_S:
-                said = time.monotonic()
-                self.say(f"[dim]waiting for {what}{self.where()}[/]")
-            time.sleep(0.5)
-        return found
 
 
 def run_demo(*, root: Path, name: str, keep: bool, console: Console) -> dict[str, Any]:
@@ -87,14 +48,14 @@ def run_demo(*, root: Path, name: str, keep: bool, console: Console) -> dict[str
     for handler in logging.getLogger("ray").handlers:
         handler.setLevel(logging.ERROR)  # the story is told here
     job_file = _checkout() / "jobs" / "train_lm.py"
-    story = _Story(console, started=time.time())
-    with story.act("A fleet on this machine"):
+    story = Story(console, started=time.time())
+    with story.act("A fleet on this machine"), story.meanwhile("the fleet to be up"):
         fleet = up(default_path(), root=root, name=name, say=story.say)
     try:
         report = _acts(story, fleet, connect(name, root=root), job_file)
     finally:
         if not keep:
-            with story.act("Down"):
+            with story.act("Down"), story.meanwhile("every process to end"):
                 ended = down(fleet)
                 story.say(f"{ended.processes_ended} processes ended, {ended.ports_closed} ports")
     if not keep and not ended.clean:
@@ -111,7 +72,7 @@ def _checkout() -> Path:
     raise DemoError("the demo runs jobs/train_lm.py: call it from a checkout of rayburst")
 
 
-def _acts(story: _Story, fleet: FleetDir, platform: Platform, job_file: Path) -> dict[str, Any]:
+def _acts(story: Story, fleet: FleetDir, platform: Platform, job_file: Path) -> dict[str, Any]:
     run = f"demo-{int(story.started)}"
     story.where = lambda: _where(platform, run)
     with story.act("Train: on-prem first, then spot"):
@@ -183,7 +144,7 @@ def _hosts_training(platform: Platform, run: str) -> dict[str, str]:
     return {host: market for rank, (host, market) in hosts.items() if rank in stepped}
 
 
-def _until_burst(story: _Story, platform: Platform, job: Job, run: str) -> None:
+def _until_burst(story: Story, platform: Platform, job: Job, run: str) -> None:
     shown: set[str] = set()
 
     def both_markets() -> dict[str, str] | None:
@@ -201,7 +162,7 @@ def _until_burst(story: _Story, platform: Platform, job: Job, run: str) -> None:
 
 
 def _lose(
-    story: _Story, platform: Platform, job: Job, run: str, *, kind: str, notice_s: float
+    story: Story, platform: Platform, job: Job, run: str, *, kind: str, notice_s: float
 ) -> None:
     def victim() -> str | None:
         _check(job)
@@ -235,7 +196,7 @@ def _lose(
     )
 
 
-def _until_done(story: _Story, platform: Platform, job: Job, run: str) -> dict[str, Any]:
+def _until_done(story: Story, platform: Platform, job: Job, run: str) -> dict[str, Any]:
     last = {"step": -1}
 
     def done() -> bool | None:
@@ -262,19 +223,21 @@ def _until_done(story: _Story, platform: Platform, job: Job, run: str) -> dict[s
     }
 
 
-def _serve(story: _Story, platform: Platform, fleet: FleetDir, run: str) -> LoadResult:
+def _serve(story: Story, platform: Platform, fleet: FleetDir, run: str) -> LoadResult:
     state = fleet.read_state()
-    deployed = platform.deploy(
-        "serve_apps.lm:app",
-        args={"checkpoint": f"{state.store_uri}/runs/{run}"},
-        working_dir=_checkout(),
-    )
+    with story.meanwhile("the model to be healthy"):
+        deployed = platform.deploy(
+            "serve_apps.lm:app",
+            args={"checkpoint": f"{state.store_uri}/runs/{run}"},
+            working_dir=_checkout(),
+        )
     story.say(f"deployed: {deployed.status}; {REQUESTS} concurrent requests follow")
     bodies = [
         {"prompt": f"def add_{i}(a, b):\n    return", "max_new_tokens": 8, "seed": i}
         for i in range(REQUESTS)
     ]
-    load = send_all(f"{state.serve_url}/generate", bodies, connections=REQUESTS, timeout_s=60)
+    with story.meanwhile("the answers"):
+        load = send_all(f"{state.serve_url}/generate", bodies, connections=REQUESTS, timeout_s=60)
     story.say(
         f"{load.requests} requests, {load.errors} errors, p50 {load.p50_ms:.0f} ms, "
         f"p99 {load.p99_ms:.0f} ms, {load.requests_per_s:.0f}/s"
@@ -285,7 +248,7 @@ def _serve(story: _Story, platform: Platform, fleet: FleetDir, run: str) -> Load
 
 
 def _report(
-    story: _Story,
+    story: Story,
     platform: Platform,
     job: Job,
     run: str,
