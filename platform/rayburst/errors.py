@@ -22,6 +22,10 @@ RayburstError
 │   └── CheckpointAbandonedError a save was given up before its commit; says why
 ├── DataError               training or request data that cannot be used
 ├── PriceError              a price file that cannot be used, or a price that nobody knows
+├── TrainError              a training function uses its run wrongly, or the run cannot go on
+│   ├── ExactModeError      exact mode cannot keep its promise here
+│   ├── NonFiniteError      the loss or the gradient is not a number, or infinite
+│   └── RunLeftError        outside Ray: this process saved and left, as it was asked to
 └── DemoError               a step of the demo did not do what it claims
 
 A message says what was given, what is allowed, and the corrected call.
@@ -121,6 +125,22 @@ class DataError(RayburstError):
 
 class PriceError(RayburstError):
     """A file of prices cannot be used, or nobody knows the price that is asked for."""
+
+
+class TrainError(RayburstError):
+    """A training function uses its run wrongly, or the run cannot go on."""
+
+
+class ExactModeError(TrainError):
+    """Exact mode cannot promise the same bits here."""
+
+
+class NonFiniteError(TrainError):
+    """The loss or the gradient of a step is not a number, or infinite."""
+
+
+class RunLeftError(TrainError):
+    """Outside Ray: this process saved and left, as it was asked to. Start it again to go on."""
 
 
 class DemoError(RayburstError):

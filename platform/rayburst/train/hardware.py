@@ -1,0 +1,52 @@
+"""What the bits of a result depend on besides the program: processor, threads, build.
+
+The same operations give other last bits on another processor generation, with another number of
+threads, or from another build of torch. Exact mode records this with each checkpoint and refuses to
+go on elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rayburst.errors import ExactModeError
+
+__all__ = ["check_same", "hardware_class"]
+
+
+def hardware_class(device: torch.device) -> dict[str, Any]:
+    """The class of this worker, as JSON."""
+    found: dict[str, Any] = {
+        "torch": torch.__version__,
+        "cpu": _cpu_model(),
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+        found["cuda"] = torch.version.cuda
+        found["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return found
+
+
+def check_same(mine: Mapping[str, Any], other: Mapping[str, Any], *, whose: str) -> None:
+    """ExactModeError when `other` (that of `whose`) would compute other bits than this worker."""
+    differing = sorted(k for k in {*mine, *other} if mine.get(k) != other.get(k))
+    if differing:
+        words = "; ".join(f"{k}: {other.get(k)!r} there, {mine.get(k)!r} here" for k in differing)
+        raise ExactModeError(
+            f"{whose} computes on another class of machine ({words}), and exact mode promises the "
+            "same bits. Run on machines of that class, or give RunOptions(mode='fast')"
+        )
+
+
+def _cpu_model() -> str:
+    """The processor's name as Linux gives it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith(("model name", "CPU part")):
+            return line.partition(":")[2].strip()
+    return "unknown"

@@ -1,0 +1,64 @@
+"""Rank 0 tells how far the run is, about once a second: the driver, and who decides on growth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rayburst.train.progress import Meter, Progress
+
+__all__ = ["Teller"]
+
+_INTERVAL_S = 1.0
+
+
+class Teller:
+    """Turns finished steps into `Progress`, and gives it to `publish`."""
+
+    def __init__(
+        self,
+        publish: Callable[[bytes], None],
+        *,
+        world: int,
+        resumed_from: int,
+        steps: int,
+        tokens_per_step: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._publish, self._clock = publish, clock
+        self._world, self._resumed_from, self._steps = world, resumed_from, steps
+        self._tokens = tokens_per_step
+        self._meter = Meter(steps=steps)
+        self._since_s: float | None = None
+        self._told_s = float("-inf")
+        self._progress: Progress | None = None
+
+    def step(self, step: int, loss: float, metrics: Mapping[str, Any]) -> None:
+        """`step` was done with this mean loss."""
+        now_s = self._clock()
+        self._since_s = now_s if self._since_s is None else self._since_s
+        tokens_per_s, eta_s = self._meter.add(t=now_s, step=step, tokens=self._tokens)
+        self._progress = Progress(
+            t=now_s,
+            since=self._since_s,
+            step=step,
+            steps=self._steps,
+            resumed_from=self._resumed_from,
+            world=self._world,
+            loss=loss,
+            val_bits_per_byte=metrics.get("val_bits_per_byte"),
+            tokens_per_s=tokens_per_s if self._tokens else None,
+            eta_s=eta_s,
+        )
+        is_edge = step in (self._resumed_from + 1, self._steps)
+        if is_edge or now_s - self._told_s >= _INTERVAL_S:
+            self.tell()
+
+    def tell(self, state: str = "running") -> None:
+        """Publish now, with why the group stops."""
+        if self._progress is None:
+            return
+        fields = {**json.loads(self._progress.to_json()), "state": state}
+        self._publish(json.dumps(fields).encode())
+        self._told_s = self._clock()
