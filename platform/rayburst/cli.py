@@ -13,7 +13,7 @@ import re
 import shlex
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -22,6 +22,9 @@ from rayburst.checkpoint.cli import app as checkpoints_app
 from rayburst.cost.prices_cli import app as prices_app
 from rayburst.errors import RayburstError, SpecError
 from rayburst.fleet.simulate_cli import simulate
+
+if TYPE_CHECKING:
+    from rayburst.sdk import Platform
 
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
@@ -148,17 +151,46 @@ def status(name: FleetName = None) -> None:
 @app.command()
 def cost(
     name: FleetName = None,
+    by: Annotated[
+        str | None,
+        typer.Option(help="Who paid, and what for: job, tenant, model, purpose, pool, day, ..."),
+    ] = None,
+    focus: Annotated[
+        Path | None, typer.Option(help="Write the ledger here as a FOCUS 1.2 CSV.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what every node cost, from the event log on the object store."""
+    """Show what every node cost, from the event log on the object store.
+
+    With `--by job` who paid for it and what for, from the ledger.
+    """
     from rayburst.sdk import connect
 
-    bill = connect(name).cost()
+    platform = connect(name)
+    if focus is not None:
+        _write_focus(platform, focus)
+    if by is not None:
+        statement = platform.cost(by=by)
+        if as_json:
+            typer.echo(json.dumps(statement.to_dict(), indent=2))
+        else:
+            _out.print(statement.table())
+        return
+    bill = platform.cost()
     if as_json:
         typer.echo(json.dumps(bill.to_dict(), indent=2))
     else:
         _out.print(bill.table())
         _out.print(f"  {_plain(bill.summary())}")
+
+
+def _write_focus(platform: Platform, file: Path) -> None:
+    from rayburst.cost.focus import to_focus
+
+    text, left_out = to_focus(platform.ledger(), fleet=platform.name)
+    file.write_text(text)
+    note = "; what has no known price is left out" if left_out else ""
+    _err.print(f"{file}: {len(text.splitlines()) - 1} rows of FOCUS 1.2{note}")
 
 
 @app.command()

@@ -16,9 +16,13 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
-from rayburst.cost.ledger import Bill, make_bill
+from rayburst.cost.bill import Bill, make_bill
+from rayburst.cost.entries import Entry
+from rayburst.cost.ledger import Ledger
+from rayburst.cost.reader import FactReader
+from rayburst.cost.statement import Statement, make_statement
 from rayburst.errors import FleetBrokenError, FleetNotFoundError, JobError, NodeNotFoundError
 from rayburst.fleet.events import EventLog, NodeEvent
 from rayburst.fleet.layout import FleetDir, store_environment
@@ -181,14 +185,37 @@ class Platform:
         fleet = self._local("events()")
         return EventLog(self.store(), spool=fleet.spool).read()
 
-    def cost(self, *, since: float | None = None) -> Bill:
-        """What the nodes cost, from the event log; with `since` (unix seconds) only later nodes."""
+    @overload
+    def cost(self, *, since: float | None = None) -> Bill: ...
+
+    @overload
+    def cost(self, *, by: str, since: float | None = None) -> Statement: ...
+
+    def cost(self, *, by: str | None = None, since: float | None = None) -> Bill | Statement:
+        """What the nodes cost, from the event log; with `since` (unix seconds) only later nodes.
+
+        With `by` ("job", "tenant", "model", "purpose", "node", "pool", "market", "day") who paid
+        for it and what for, from the ledger; `since` then counts from that hour on.
+
+        Raises:
+            PriceError: `by` is none of these.
+        """
+        if by is not None:
+            return make_statement(self.ledger(since=since), by=by)
         spec = self._local("cost()").spec()
         events = self.events()
         if since is not None:
             later = {e.node for e in events if e.kind == "requested" and e.t >= since}
             events = [e for e in events if e.node in later]
         return make_bill(events, now=time.time(), on_demand_usd_per_hour=on_demand_price(spec))
+
+    def ledger(self, *, since: float | None = None) -> list[Entry]:
+        """Every line of the ledger up to now, by hour: who had which node, and what for."""
+        fleet = self._local("ledger()")
+        store = self.store()
+        facts = FactReader(store, spool=fleet.spool).read()
+        entries = Ledger(store).entries(facts, now_ms=round(time.time() * 1000))
+        return [e for e in entries if since is None or e.line.end_ms > since * 1000]
 
     def interrupt(self, node: str, *, notice_s: float = 30.0, why: str = "interrupted") -> Notice:
         """Give a node notice and take it away at the deadline; `notice_s=0` is a power cut.

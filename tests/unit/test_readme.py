@@ -29,7 +29,9 @@ from typer.exceptions import TyperException
 import rayburst
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.cli import app
-from rayburst.cost.ledger import Bill, MarketUsage
+from rayburst.cost.bill import Bill, MarketUsage
+from rayburst.cost.entries import Entry
+from rayburst.cost.statement import Statement
 from rayburst.fleet.events import NodeEvent
 from rayburst.fleet.spec import FleetSpec
 from rayburst.fleet.status import FleetStatus, NodeStatus
@@ -50,6 +52,8 @@ KNOWN: dict[str, Any] = {
     "event": NodeEvent,
     "deployed": DeployStatus,
     "bill": Bill,
+    "told": Statement,
+    "entry": Entry,
     "market": MarketUsage,
     "store": ObjectStore,
     "error": Exception,

@@ -40,7 +40,7 @@ COMMANDS = {
     "checkpoints show": ["--help", "--step", "uri"],
     "checkpoints unpin": ["--help", "step", "uri"],
     "checkpoints verify": ["--all", "--help", "--step", "uri"],
-    "cost": ["--help", "--json", "name"],
+    "cost": ["--by", "--focus", "--help", "--json", "name"],
     "demo": ["--help", "--keep", "--name"],
     "down": ["--help", "name"],
     "env": ["--help", "name"],

@@ -207,6 +207,12 @@ class ObjectStore:
                     modified=item["last_modified"],
                 )
 
+    def folders(self, prefix: str) -> Sequence[str]:
+        """The names directly below the folder `prefix` that have objects below them, sorted."""
+        where = self._path(prefix.strip("/"))
+        found = self._call(prefix, lambda: obstore.list_with_delimiter(self._backend, where))
+        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found["common_prefixes"])
+
     def distrust(self, key: str) -> None:
         """Hear that what was read as `key` was wrong. For stores with a cache before them."""
 

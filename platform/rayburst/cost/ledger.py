@@ -1,152 +1,160 @@
-"""What the fleet cost: node-seconds and dollars from the node event log. Pure.
+"""The ledger: what every node-second was for and what it cost, append-only on the object store.
 
-    bill = make_bill(log.read(), now=time.time(), on_demand_usd_per_hour=3.06)
-    bill.usd, bill.usd_if_on_demand, bill.by_market
+    ledger = Ledger(store)
+    ledger.settle(facts, now_ms=now_ms)             # write what is closed and not written yet
+    entries = ledger.entries(facts, now_ms=now_ms)  # closed periods as written, others as of now
 
-A node is paid for from the moment it was requested until it is gone, at the price it was launched
-at, by the second. A price that is not known stays unknown: its seconds are counted, its dollars
-are not, and `usd_is_complete` says so.
+Time is cut into periods. When one is over its entries are written as one object,
+`ledger/<start_ms>-0000.json`, that nobody changes again. Facts that come late (an event that
+waited on a dead head's disk, steps that turn out to be lost) make another object of the same
+period, `-0001` and so on, with the difference. So a period's objects sum to what its facts say.
+
+Any number of writers may run, and any may die at any point. What a period's next object holds
+follows from facts and from what is already there, and the store lets one writer create each object:
+a writer that died before has written nothing, one that died after is found to be done by the next.
+It deliberately does not know where facts come from (`bookkeeper.py`) nor how they are told.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-from rayburst.fleet.events import NodeEvent
-from rayburst.report.tables import Table
+from rayburst.checkpoint.store import ObjectStore
+from rayburst.cost.attribution import LaunchPrices, Prices, Story, attribute, tell
+from rayburst.cost.entries import Entry, added, difference
+from rayburst.cost.facts import Facts
+from rayburst.errors import ObjectExistsError
+
+PREFIX = "ledger/"
+PERIOD_MS = 3_600_000
+GRACE_MS = 60_000
+"""How long after its end a period is closed: most facts are there by then, and the others get a
+second object."""
+
+_TRIES = 8
+_READERS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NodeUsage:
-    """One node's paid time; `end` is None while it lives. Times are unix seconds."""
+class Segment:
+    """One object of the ledger."""
 
-    node: str
-    pool: str
-    market: str
-    price_usd_per_hour: float | None
-    start: float
-    up: float | None
-    end: float | None
-    seconds: float
-    why_gone: str
+    start_ms: int
+    number: int
+    entries: Sequence[Entry]
 
     @property
-    def usd(self) -> float | None:
-        if self.price_usd_per_hour is None:
-            return None
-        return self.seconds * self.price_usd_per_hour / 3600
+    def key(self) -> str:
+        return f"{PREFIX}{self.start_ms:015d}-{self.number:04d}.json"
+
+    def to_bytes(self) -> bytes:
+        told = {"version": 1, "entries": [entry.to_dict() for entry in self.entries]}
+        return json.dumps(told).encode()
+
+    @classmethod
+    def parse(cls, key: str, data: bytes) -> Segment:
+        start, number = key.removeprefix(PREFIX).removesuffix(".json").split("-")
+        entries = [Entry.from_dict(raw) for raw in json.loads(data)["entries"]]
+        return cls(start_ms=int(start), number=int(number), entries=entries)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MarketUsage:
-    """Totals of one market."""
+class Ledger:
+    """Writes and reads the ledger of one store. Segments that were read once are kept in memory."""
 
-    market: str
-    nodes: int
-    seconds: float
-    usd: float
-    seconds_of_unknown_price: float
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        prices: Prices | None = None,
+        period_ms: int = PERIOD_MS,
+        grace_ms: int = GRACE_MS,
+    ) -> None:
+        self._store = store
+        self._prices = prices or LaunchPrices()
+        self._period_ms = period_ms
+        self._grace_ms = grace_ms
+        self._known: dict[int, dict[int, Segment]] = {}  # by start, then by number
 
+    def settle(self, facts: Facts, *, now_ms: int, since_ms: int = 0) -> int:
+        """Bring every closed period that ends after `since_ms` up to the facts.
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Bill:
-    """The sum, and what it is made of.
+        Returns how many objects were written. A second call with the same facts writes none.
 
-    Attributes:
-        usd_if_on_demand: the same node-seconds at the fleet's on-demand price; None if that is
-        unknown.
-    """
+        Raises:
+            StoreError: the store is away; what was written stays, call again.
+        """
+        story = tell(facts)
+        self._refresh()
+        written = 0
+        for start in self._closed(story, now_ms):
+            if start + self._period_ms > since_ms:
+                written += self._bring_up_to(story, start, now_ms)
+        return written
 
-    nodes: Sequence[NodeUsage]
-    by_market: Sequence[MarketUsage]
-    usd: float
-    usd_is_complete: bool
-    usd_if_on_demand: float | None
+    def entries(self, facts: Facts, *, now_ms: int) -> list[Entry]:
+        """All entries up to `now_ms`: periods as they were written, others as the facts say now."""
+        story = tell(facts)
+        self._refresh()
+        starts = {*self._starts(story, now_ms), *self._known}
+        found: list[Entry] = []
+        for start in sorted(starts):
+            written = self._segments(start)
+            if written:
+                found += added(entry for segment in written for entry in segment.entries)
+            else:
+                found += self._compute(story, start, now_ms)
+        return found
 
-    @property
-    def seconds(self) -> float:
-        return sum(node.seconds for node in self.nodes)
+    def _bring_up_to(self, story: Story, start: int, now_ms: int) -> int:
+        """Write the difference between facts and ledger, unless there is none."""
+        want = self._compute(story, start, now_ms)
+        for _ in range(_TRIES):
+            there = self._segments(start)
+            lacks = difference(want, (e for segment in there for e in segment.entries))
+            if not lacks:
+                return 0
+            segment = Segment(start_ms=start, number=len(there), entries=lacks)
+            try:
+                self._store.put(segment.key, segment.to_bytes(), if_absent=True)
+            except ObjectExistsError:
+                # another writer was first, or an answer was lost: what is there decides
+                self._learn([segment.key])
+                continue
+            self._keep(segment)
+            return 1
+        return 0  # others are writing this very period; the next call sees what is left to do
 
-    def summary(self) -> str:
-        """One line: dollars, seconds, and the same on on-demand."""
-        usd = f"{self.usd:.4f} USD" if self.usd_is_complete else f"at least {self.usd:.4f} USD"
-        text = f"{usd} for {self.seconds:.0f} node-seconds"
-        if self.usd_if_on_demand:
-            saved = 1 - self.usd / self.usd_if_on_demand
-            text += f"; all on-demand {self.usd_if_on_demand:.4f} USD ({saved:.0%} saved)"
-        return text
+    def _compute(self, story: Story, start: int, now_ms: int) -> list[Entry]:
+        period = (start, start + self._period_ms)
+        return attribute(story, prices=self._prices, period=period, now_ms=now_ms)
 
-    def table(self) -> Table:
-        rows = [
-            (
-                node.node,
-                node.market,
-                f"{node.seconds:.0f}",
-                "unknown" if node.price_usd_per_hour is None else f"{node.price_usd_per_hour:.2f}",
-                "unknown" if node.usd is None else f"{node.usd:.4f}",
-                node.why_gone or "living",
-            )
-            for node in self.nodes
-        ]
-        return Table("cost", ("node", "market", "seconds", "USD/h", "USD", "ended"), rows)
+    def _starts(self, story: Story, until_ms: int) -> range:
+        if story.first_ms is None:
+            return range(0)
+        first = story.first_ms - story.first_ms % self._period_ms
+        return range(first, until_ms, self._period_ms)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The bill as JSON takes it."""
-        return asdict(self)
+    def _closed(self, story: Story, now_ms: int) -> Iterable[int]:
+        over = now_ms - self._grace_ms
+        return (s for s in self._starts(story, over) if s + self._period_ms <= over)
 
-    def __str__(self) -> str:
-        return f"{self.table()}\n{self.summary()}"
+    def _segments(self, start: int) -> list[Segment]:
+        mine = self._known.get(start, {})
+        return [mine[number] for number in sorted(mine)]
 
-    def _repr_html_(self) -> str:
-        return f"{self.table()._repr_html_()}<p>{self.summary()}</p>"
+    def _keep(self, segment: Segment) -> None:
+        self._known.setdefault(segment.start_ms, {})[segment.number] = segment
 
+    def _refresh(self) -> None:
+        known = {segment.key for mine in self._known.values() for segment in mine.values()}
+        self._learn(sorted({info.key for info in self._store.list(PREFIX)} - known))
 
-def make_bill(
-    events: Iterable[NodeEvent], *, now: float, on_demand_usd_per_hour: float | None
-) -> Bill:
-    """Sum up node events as of `now` (unix seconds). The order of events does not matter."""
-    by_node: dict[str, dict[str, NodeEvent]] = {}
-    for event in events:
-        by_node.setdefault(event.node, {})[event.kind] = event
-    nodes = sorted(
-        (_usage(kinds, now) for kinds in by_node.values() if "requested" in kinds),
-        key=lambda usage: (usage.start, usage.node),
-    )
-    seconds = sum(node.seconds for node in nodes)
-    return Bill(
-        nodes=nodes,
-        by_market=[_market(name, nodes) for name in sorted({n.market for n in nodes})],
-        usd=sum(node.usd or 0.0 for node in nodes),
-        usd_is_complete=all(node.usd is not None for node in nodes),
-        usd_if_on_demand=(
-            None if on_demand_usd_per_hour is None else seconds * on_demand_usd_per_hour / 3600
-        ),
-    )
-
-
-def _usage(kinds: dict[str, NodeEvent], now: float) -> NodeUsage:
-    requested, gone, up = kinds["requested"], kinds.get("gone"), kinds.get("up")
-    return NodeUsage(
-        node=requested.node,
-        pool=requested.pool,
-        market=requested.market,
-        price_usd_per_hour=requested.price_usd_per_hour,
-        start=requested.t,
-        up=up.t if up else None,
-        end=gone.t if gone else None,
-        seconds=max(0.0, (gone.t if gone else now) - requested.t),
-        why_gone=gone.why if gone else "",
-    )
-
-
-def _market(name: str, nodes: Sequence[NodeUsage]) -> MarketUsage:
-    mine = [node for node in nodes if node.market == name]
-    return MarketUsage(
-        market=name,
-        nodes=len(mine),
-        seconds=sum(node.seconds for node in mine),
-        usd=sum(node.usd or 0.0 for node in mine),
-        seconds_of_unknown_price=sum(node.seconds for node in mine if node.usd is None),
-    )
+    def _learn(self, keys: Sequence[str]) -> None:
+        if not keys:
+            return
+        with ThreadPoolExecutor(_READERS) as pool:
+            for key, data in zip(keys, pool.map(self._store.get, keys), strict=True):
+                self._keep(Segment.parse(key, data))

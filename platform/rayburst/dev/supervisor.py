@@ -1,5 +1,5 @@
-"""Keeps an embedded fleet's own servers alive: the object store, and the agent once Ray's head is
-up.
+"""Keeps an embedded fleet's own servers alive: the object store, and once Ray's head is up the
+agent and the bookkeeper.
 
 Run by `rayburst up` as `python -m rayburst.dev.supervisor FLEET_FOLDER`. On a real head node the
 service manager does this for the agent, and the object store is somebody else's. Ray's head is not
@@ -60,9 +60,13 @@ def main(folder: Path) -> None:
     env = {**os.environ, **ray_environment(fleet, state)}
     services = [
         Service(
-            "agent",
-            [sys.executable, "-m", "rayburst.fleet.agent", str(folder)],
+            name,
+            [sys.executable, "-m", module, str(folder)],
             wanted=(folder / HEAD_STARTED).exists,
+        )
+        for name, module in (
+            ("agent", "rayburst.fleet.agent"),
+            ("bookkeeper", "rayburst.cost.bookkeeper"),
         )
     ]
     if state.store_is_embedded:

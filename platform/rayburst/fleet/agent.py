@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from rayburst.checkpoint.store import ObjectStore
-from rayburst.cost.ledger import make_bill
+from rayburst.cost.bill import make_bill
 from rayburst.errors import StoreError
 from rayburst.fleet import processes
 from rayburst.fleet._ray_hooks import Gcs, RayNodeStatus, RayView

@@ -45,7 +45,7 @@ def spend(node_events: Sequence[Event], run_log: Sequence[Event], *, end: float)
     `end` (unix seconds) closes the lives of nodes that are still there.
     """
     run = read_run(run_log)
-    blocked = _blocked(run_log)
+    blocked = blocked_on_checkpoints(run_log)
     return [_node_spend(life, run, blocked, ms(end)) for life in node_lives(node_events)]
 
 
@@ -62,7 +62,7 @@ def _node_spend(
     life: NodeLife, run: Run, blocked: Mapping[int, Sequence[Interval]], horizon_ms: int
 ) -> NodeSpend:
     span = (life.requested_ms, life.end_ms(horizon_ms))
-    spent = _partition(span, _layers(life, run, blocked, span))
+    spent = _partition(span, layers(life, run, blocked, span))
     return NodeSpend(
         node=life.node,
         pool=life.pool,
@@ -72,7 +72,7 @@ def _node_spend(
     )
 
 
-def _layers(
+def layers(
     life: NodeLife, run: Run, blocked: Mapping[int, Sequence[Interval]], span: Interval
 ) -> dict[str, list[Interval]]:
     """Where each purpose holds on this node; they may overlap, precedence decides."""
@@ -109,7 +109,7 @@ def _around(window: Interval, span: Interval) -> list[Interval]:
     return [(span[0], window[0]), (window[1], span[1])]
 
 
-def _blocked(run_log: Sequence[Event]) -> dict[int, list[Interval]]:
+def blocked_on_checkpoints(run_log: Sequence[Event]) -> dict[int, list[Interval]]:
     """By rank, when training stood still for a checkpoint."""
     held: dict[int, list[Interval]] = defaultdict(list)
     for record in run_log:

@@ -1,0 +1,146 @@
+"""Keeps a fleet's books: looks at who holds what, counts what is stored, settles the ledger.
+
+Run by the fleet's supervisor as `python -m rayburst.cost.bookkeeper FLEET_FOLDER`. It decides
+nothing about nodes and nobody waits for it: it may die and be started again at any moment, or run
+twice. Ray is asked over its HTTP API, as the SDK does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from rayburst.checkpoint.store import ObjectStore
+from rayburst.cost.entries import Owner
+from rayburst.cost.facts import Charge, Hold
+from rayburst.cost.ledger import PERIOD_MS, Ledger
+from rayburst.cost.reader import CHARGES, FactReader
+from rayburst.cost.usage import NodeSeen, UsageLog, read_holds, rows_of
+from rayburst.errors import ObjectExistsError, StoreError
+from rayburst.fleet.events import IMPATIENT
+from rayburst.fleet.layout import FleetDir
+from rayburst.fleet.pools import open_pools
+
+_LOOK_S = 2.0
+_SETTLE_S = 60.0
+_RPC_S = 5.0
+_LOG = logging.getLogger("rayburst.bookkeeper")
+
+
+class Bookkeeper:
+    """One fleet's books. `tick` does one round; the clock is the caller's."""
+
+    def __init__(
+        self, fleet: FleetDir, store: ObjectStore, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._fleet = fleet
+        self._clock = clock
+        self._store = store
+        self._usage = UsageLog(store)
+        self._reader = FactReader(store, spool=fleet.spool, usage=self._usage)
+        self._ledger = Ledger(store)
+        self._settled_at = 0.0
+
+    def tick(self) -> None:
+        """Look, and settle when it is time. What cannot be reached now is for the next round."""
+        now = self._clock()
+        try:
+            held = self._held(round(now * 1000))
+            self._usage.update(held, now_ms=round(self._clock() * 1000))
+            if now - self._settled_at >= _SETTLE_S:
+                self.settle(round(now * 1000))
+                self._settled_at = now
+        except (StoreError, requests.RequestException) as error:
+            _LOG.warning("next round: %s", error)
+
+    def settle(self, now_ms: int) -> int:
+        """Count what is stored, and write the periods that are over; how many objects."""
+        self._count_stored(now_ms)
+        written = self._ledger.settle(self._reader.read(), now_ms=now_ms)
+        if written:
+            _LOG.info("%d objects of the ledger written", written)
+        return written
+
+    def _held(self, now_ms: int) -> Mapping[str, Hold]:
+        state = self._fleet.read_state()
+        ask = _Asker(state.dashboard_url, self._fleet.token())
+        hosts = {
+            host.address: host.id
+            for pool in open_pools(self._fleet).values()
+            for host in pool.hosts()
+            if host.lives
+        }
+        nodes = {
+            str(row["node_id"]): NodeSeen(
+                host=hosts[row["node_ip"]], total=row.get("resources_total") or {}
+            )
+            for row in ask.state("nodes")
+            if row.get("state") == "ALIVE" and row.get("node_ip") in hosts
+        }
+        if not nodes:
+            return {}
+        return read_holds(ask.state("actors"), ask.state("tasks"), ask.jobs(), nodes, now_ms=now_ms)
+
+    def _count_stored(self, now_ms: int) -> None:
+        """One charge a run and period: the bytes it keeps, for the length of a period."""
+        start = now_ms - now_ms % PERIOD_MS
+        for run in self._store.folders("runs"):
+            key = f"{CHARGES}{start:015d}-storage-{run}.json"
+            if self._store.exists(key):
+                continue
+            size = sum(info.size_bytes for info in self._store.list(f"runs/{run}"))
+            charge = Charge(
+                id=key,
+                t_ms=start,
+                owner=Owner(job=run, model=run),
+                purpose="storage",
+                quantity=size * (PERIOD_MS // 1000),
+                unit="byte-seconds",
+                nano_usd=None,
+            )
+            try:
+                self._store.put(key, json.dumps(asdict(charge)).encode(), if_absent=True)
+            except ObjectExistsError:
+                continue  # another bookkeeper counted it
+
+
+class _Asker:
+    """Ray's dashboard, asked with the fleet's token."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self._url = url
+        self._headers = {"Authorization": f"Bearer {token}"}
+
+    def state(self, kind: str) -> Any:
+        return rows_of(self._get(f"/api/v0/{kind}", {"detail": "true", "limit": "10000"}))
+
+    def jobs(self) -> Any:
+        return self._get("/api/jobs/", {})
+
+    def _get(self, path: str, params: Mapping[str, str]) -> Any:
+        reply = requests.get(self._url + path, params=params, headers=self._headers, timeout=_RPC_S)
+        reply.raise_for_status()
+        return reply.json()
+
+
+def main(folder: Path) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    fleet = FleetDir(folder)
+    store = ObjectStore.open(fleet.read_state().store_uri, IMPATIENT)
+    keeper = Bookkeeper(fleet, store)
+    while True:
+        started = time.monotonic()
+        keeper.tick()
+        time.sleep(max(0.0, _LOOK_S - (time.monotonic() - started)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
