@@ -20,6 +20,7 @@ RayburstError
 │   ├── CheckpointDamagedError   an object is missing, cut short or holds other bytes
 │   ├── CheckpointExistsError    another writer committed this step first
 │   └── CheckpointAbandonedError a save was given up before its commit; says why
+├── LayoutError             a model cannot be laid out over devices like this; says what would fit
 ├── DataError               training or request data that cannot be used
 ├── PriceError              a price file that cannot be used, or a price that nobody knows
 ├── TrainError              a training function uses its run wrongly, or the run cannot go on
@@ -117,6 +118,10 @@ class CheckpointExistsError(CheckpointError):
 
 class CheckpointAbandonedError(CheckpointError):
     """A save was given up before its commit. Earlier checkpoints stand."""
+
+
+class LayoutError(RayburstError):
+    """A model cannot be laid out over devices in this way."""
 
 
 class DataError(RayburstError):

@@ -1,0 +1,31 @@
+"""Models larger than one device: layouts, precision, memory.
+
+    from rayburst.train.parallel import Layout, Parallel, ParallelOptions
+
+Names are loaded when used: `Layout` alone needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rayburst.train.parallel.layout import Layout
+    from rayburst.train.parallel.parallel import Parallel, ParallelOptions
+    from rayburst.train.parallel.plan import Plan
+
+__all__ = ["Layout", "Parallel", "ParallelOptions", "Plan"]
+
+_HOMES = {
+    "Layout": "layout",
+    "Parallel": "parallel",
+    "ParallelOptions": "parallel",
+    "Plan": "plan",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

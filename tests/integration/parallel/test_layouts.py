@@ -1,0 +1,152 @@
+"""Every layout learns as one process does, and every layout's checkpoint is every other's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import layout_ranks
+import pytest
+import torch
+from support import run_ranks
+
+from rayburst import checkpoint
+from rayburst.checkpoint.tree import flatten
+
+RANKS = Path(layout_ranks.__file__)
+STEPS = 3
+Curves = dict[str, list[list[float]]]
+Layouts = dict[str, dict[str, Any]]
+
+PLAIN: dict[int, Layouts] = {
+    1: {"one": {"layout": ""}},
+    2: {n: {"layout": f"{n}=2"} for n in ("data", "shard", "tensor", "pipeline")},
+    4: {
+        "hsdp": {"layout": "data=2,shard=2"},
+        "tensor-shard": {"layout": "tensor=2,shard=2"},
+        "tensor-data": {"layout": "tensor=2,data=2"},
+        "pipeline-data": {"layout": "pipeline=2,data=2"},
+        "pipeline-shard": {"layout": "pipeline=2,shard=2"},
+        "pipeline-tensor": {"layout": "pipeline=2,tensor=2"},
+        "pipeline-4": {"layout": "pipeline=4", "micro_batch": 2},
+    },
+}
+OPTIONS: dict[int, Layouts] = {
+    1: {
+        "one-parts": {"layout": "", "micro_batch": 3},
+        "one-again": {"layout": "", "recompute": True},
+        "one-bf16": {"layout": "", "precision": "bf16"},
+        "one-fp16": {"layout": "", "precision": "fp16"},
+    },
+    2: {
+        "data-parts": {"layout": "data=2", "micro_batch": 3},
+        "shard-parts": {"layout": "shard=2", "micro_batch": 3},
+        "shard-again": {"layout": "shard=2", "recompute": True},
+        "tensor-again": {"layout": "tensor=2", "recompute": True},
+        "pipeline-again": {"layout": "pipeline=2", "recompute": True, "micro_batch": 4},
+        "data-bf16": {"layout": "data=2", "precision": "bf16"},
+        "shard-bf16": {"layout": "shard=2", "precision": "bf16"},
+        "shard-fp16": {"layout": "shard=2", "precision": "fp16"},
+        "tensor-bf16": {"layout": "tensor=2", "precision": "bf16"},
+        "pipeline-fp16": {"layout": "pipeline=2", "precision": "fp16"},
+    },
+    4: {
+        "tensor-shard-bf16": {"layout": "tensor=2,shard=2", "precision": "bf16"},
+        "pipeline-shard-bf16": {"layout": "pipeline=2,shard=2", "precision": "bf16"},
+    },
+}
+ALL = {world: PLAIN[world] | OPTIONS[world] for world in (1, 2, 4)}
+
+
+class Store:
+    """Runs cases on real processes and reads what they saved."""
+
+    def __init__(self, folder: Path) -> None:
+        self.uri, self._folder = str(folder / "store"), folder
+
+    def run(self, world: int, *cases: tuple[str, dict[str, Any]], timeout_s: float = 250) -> Curves:
+        given = [
+            (what, {**arguments, "uri": self.uri, "out": str(self._folder / f"{i}.json")})
+            for i, (what, arguments) in enumerate(cases)
+        ]
+        if world == 1:
+            functions = layout_ranks.CASES
+            return dict(
+                pair
+                for what, arguments in given
+                for pair in functions[what](
+                    **{k: v for k, v in arguments.items() if k != "out"}
+                ).items()
+            )
+        run_ranks(RANKS, world, json.dumps(given), timeout_s=timeout_s)
+        files = (Path(arguments["out"]) for _, arguments in given)
+        return dict(pair for file in files for pair in json.loads(file.read_text()).items())
+
+    def saved(self, name: str) -> dict[str, Any]:
+        leaves, _ = flatten(checkpoint.load(f"{self.uri}/{name}", step=STEPS).state)
+        return leaves
+
+    def check_same(self, one: str, other: str) -> None:
+        """Both checkpoints hold the same names and the same bits."""
+        left, right = self.saved(one), self.saved(other)
+        assert left.keys() == right.keys()
+        for name, value in left.items():
+            if isinstance(value, torch.Tensor):
+                assert value.dtype == right[name].dtype
+                assert torch.equal(value, right[name]), f"{one} and {other} differ in {name}"
+            else:
+                assert value == right[name], name
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    torch.set_num_threads(1)
+    return Store(tmp_path)
+
+
+def check_curves(found: Mapping[str, list[list[float]]], one: list[list[float]]) -> None:
+    """Losses and gradient norms as in one process, within the precision that was computed in."""
+    for name, curve in found.items():
+        short = "bf16" in name or "fp16" in name
+        expected = torch.tensor(one)
+        close = {"rtol": 2e-2, "atol": 2e-2} if short else {"rtol": 2e-5, "atol": 1e-6}
+        torch.testing.assert_close(
+            torch.tensor(curve), expected, msg=lambda text, name=name: f"{name}: {text}", **close
+        )
+
+
+@pytest.mark.timeout(900)
+def test_layouts_learn_as_one_process_and_load_each_others_checkpoints(store: Store) -> None:
+    train = {w: ("curve", {"layouts": ALL[w], "count": STEPS}) for w in (1, 2, 4)}
+    go_on = {"first": STEPS, "count": 2}
+    found = store.run(1, train[1]) | store.run(4, train[4])
+    check_curves(found, found["one"])
+    pairs = {"tensor": PLAIN[2]["tensor"], "pipeline": PLAIN[2]["pipeline"]}
+    pairs["empty"] = {"layout": "shard=2", "device": "meta"}
+    saved = ["one", "tensor-shard", "pipeline-data", "pipeline-shard"]
+    found = store.run(2, train[2], ("resume", {"layouts": pairs, "saved": saved, **go_on}))
+    one = store.run(1, ("resume", {"layouts": PLAIN[1], "saved": list(PLAIN[2]), **go_on}))
+    again = store.run(1, ("resume", {"layouts": PLAIN[1], "saved": ["one"], **go_on}))["one--one"]
+    resumed = {name: curve for name, curve in (found | one).items() if "--" in name}
+    assert len(resumed) == len(saved) * len(pairs) + len(PLAIN[2])
+    check_curves(resumed, again)
+    for name in resumed:
+        store.check_same(name, name.partition("--")[0])
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_every_layouts_checkpoint_resumes_in_every_other(store: Store) -> None:
+    for world in (1, 2, 4):
+        store.run(world, ("curve", {"layouts": PLAIN[world], "count": STEPS}), timeout_s=600)
+    saved = [name for layouts in PLAIN.values() for name in layouts]
+    resumed: Curves = {}
+    for world in (1, 2, 4):
+        given = {"layouts": PLAIN[world], "saved": saved, "first": STEPS, "count": 2}
+        resumed |= store.run(world, ("resume", given), timeout_s=1200)
+    assert len(resumed) == len(saved) ** 2
+    check_curves(resumed, resumed["one--one"])
+    for name in resumed:
+        store.check_same(name, name.partition("--")[0])

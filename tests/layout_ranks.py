@@ -1,0 +1,111 @@
+"""Runs as one rank of a test of layouts: `python layout_ranks.py JSON`.
+
+The JSON is a list of [case, arguments]. RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT come from
+`support.run_ranks`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from rayburst.checkpoint import Checkpointer
+from rayburst.train.gpt import GPT, GPTConfig
+from rayburst.train.parallel import Layout, Parallel, ParallelOptions
+
+MODEL = GPTConfig(vocab_size=64, block_size=16, n_layer=4, n_head=4, n_embd=32)
+GLOBAL_BATCH = 16
+
+
+def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    matrices = [p for p in parameters if p.dim() >= 2]
+    vectors = [p for p in parameters if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-5)
+
+
+def built(layout: str, *, seed: int = 0, device: str = "cpu", **options: Any) -> Parallel:
+    """A GPT in a layout; weights from `seed`, the same on all ranks, or none on "meta"."""
+    torch.manual_seed(seed)
+    chosen = ParallelOptions(layout=Layout.parse(layout), **options)
+    with torch.device(device):
+        model = GPT(MODEL)
+    return Parallel(model, chosen, adamw)
+
+
+def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The global batch of a step: text with a rule, so that there is something to learn."""
+    generator = torch.Generator().manual_seed(step)
+    start = torch.randint(0, 64, (GLOBAL_BATCH, 1), generator=generator)
+    stride = torch.randint(1, 4, (GLOBAL_BATCH, 1), generator=generator)
+    text = (start + stride * torch.arange(MODEL.block_size + 1)) % 64
+    return text[:, :-1], text[:, 1:]
+
+
+def mine(parallel: Parallel, step: int) -> dict[str, Any]:
+    """What this rank gives to `backward` of a global batch."""
+    inputs, targets = (p.tensor_split(parallel.layout.copies)[parallel.copy] for p in batch(step))
+    return {"inputs": inputs, "targets": targets, "share": len(inputs) / GLOBAL_BATCH}
+
+
+def steps(parallel: Parallel, first: int, count: int) -> list[list[float]]:
+    """Train on the global batches `first`, ...; loss and gradient norm of each."""
+    found = []
+    for step in range(first, first + count):
+        loss = parallel.backward(**mine(parallel, step))
+        norm = parallel.update()
+        found.append([loss.item(), norm.item()])
+    return found
+
+
+def curve(uri: str, layouts: dict[str, dict[str, Any]], count: int) -> dict[str, list[list[float]]]:
+    """Train each layout from the beginning and save it; the losses by name."""
+    found = {}
+    for name, spec in layouts.items():
+        parallel = built(**spec)
+        found[name] = steps(parallel, 0, count)
+        found[name].append([parallel.evaluate(**mine(parallel, 99)).item(), 0.0])
+        with Checkpointer(f"{uri}/{name}") as checkpoints:
+            checkpoints.save(parallel.state(), step=count)
+    return found
+
+
+def resume(
+    uri: str, layouts: dict[str, dict[str, Any]], saved: list[str], first: int, count: int
+) -> dict[str, list[list[float]]]:
+    """Load each saved run into each layout, save it back at once, and go on."""
+    found = {}
+    for source in saved:
+        for name, spec in layouts.items():
+            parallel = built(**spec, seed=1)
+            state = parallel.state()
+            with Checkpointer(f"{uri}/{source}") as checkpoints:
+                checkpoints.load(state, step=first)
+            parallel.load(state)
+            with Checkpointer(f"{uri}/{source}--{name}") as checkpoints:
+                checkpoints.save(parallel.state(), step=first)
+            found[f"{source}--{name}"] = steps(parallel, first, count)
+    return found
+
+
+CASES = {"curve": curve, "resume": resume}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    for what, given in json.loads(sys.argv[1]):
+        out = given.pop("out")
+        result = CASES[what](**given)
+        if dist.get_rank() == 0:
+            Path(out).write_text(json.dumps(result))
+    dist.barrier()
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads can outlive the interpreter's shutdown order
