@@ -15,12 +15,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed._tools.mem_tracker import MemTracker
 
 from rayburst.checkpoint import Checkpointer
 from rayburst.train.gpt import GPT, GPTConfig
 from rayburst.train.parallel import Layout, Parallel, ParallelOptions
+from rayburst.train.parallel.memory import Batch, memory_of
+from rayburst.train.parallel.shape import gpt_shape
 
 MODEL = GPTConfig(vocab_size=64, block_size=16, n_layer=4, n_head=4, n_embd=32)
+LARGER = GPTConfig(vocab_size=256, block_size=64, n_layer=4, n_head=4, n_embd=128)
 GLOBAL_BATCH = 16
 
 
@@ -95,7 +99,30 @@ def resume(
     return found
 
 
-CASES = {"curve": curve, "resume": resume}
+def peak(uri: str, layouts: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
+    """By name: the most bytes that this rank held in a step, and what the formulas say."""
+    shape, rows = gpt_shape(LARGER), 8
+    found = {}
+    for name, spec in layouts.items():
+        chosen = ParallelOptions(**{**spec, "layout": Layout.parse(spec["layout"])})
+        parallel = Parallel(GPT(LARGER), chosen, torch.optim.AdamW)
+        idx = torch.randint(0, LARGER.vocab_size, (rows, LARGER.block_size))
+        parallel.step(idx, idx)
+        tracker = MemTracker()
+        tracker.track_external(parallel.stage, parallel.optimizer)
+        with tracker:
+            parallel.step(idx, idx)
+        by_kind = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
+        total = by_kind[next(kind for kind in by_kind if str(kind) == "Total")]
+        batch = Batch(rows=rows, recompute=chosen.recompute)
+        found[name] = [
+            total,
+            memory_of(shape, chosen.layout, batch, chosen.precision).total_bytes,
+        ]
+    return found
+
+
+CASES = {"curve": curve, "resume": resume, "peak": peak}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

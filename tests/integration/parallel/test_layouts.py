@@ -17,7 +17,7 @@ from rayburst.checkpoint.tree import flatten
 
 RANKS = Path(layout_ranks.__file__)
 STEPS = 3
-Curves = dict[str, list[list[float]]]
+Curves = dict[str, list[Any]]
 Layouts = dict[str, dict[str, Any]]
 
 PLAIN: dict[int, Layouts] = {
@@ -134,6 +134,22 @@ def test_layouts_learn_as_one_process_and_load_each_others_checkpoints(store: St
     check_curves(resumed, again)
     for name in resumed:
         store.check_same(name, name.partition("--")[0])
+
+
+@pytest.mark.timeout(300)
+def test_a_step_takes_the_memory_that_the_formulas_say(store: Store) -> None:
+    layouts = {
+        f"{layout} {precision} {recompute}": {
+            "layout": layout,
+            "precision": precision,
+            "recompute": recompute,
+        }
+        for layout in ("data=2", "shard=2", "tensor=2")
+        for precision in ("fp32", "bf16")
+        for recompute in (False, True)
+    }
+    for name, (measured, expected) in store.run(2, ("peak", {"layouts": layouts})).items():
+        assert expected == pytest.approx(measured, rel=0.15), name
 
 
 @pytest.mark.soak

@@ -11,17 +11,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rayburst.train.parallel.elastic import NextMesh, next_mesh
+    from rayburst.train.parallel.fit import LayoutPlan, Node
     from rayburst.train.parallel.layout import Layout
     from rayburst.train.parallel.parallel import Parallel, ParallelOptions
     from rayburst.train.parallel.plan import Plan
+    from rayburst.train.parallel.topology import Device
 
-__all__ = ["Layout", "Parallel", "ParallelOptions", "Plan"]
+__all__ = [
+    "Device",
+    "Layout",
+    "LayoutPlan",
+    "NextMesh",
+    "Node",
+    "Parallel",
+    "ParallelOptions",
+    "Plan",
+    "next_mesh",
+]
 
 _HOMES = {
+    "Device": "topology",
     "Layout": "layout",
+    "LayoutPlan": "fit",
+    "NextMesh": "elastic",
+    "Node": "fit",
     "Parallel": "parallel",
     "ParallelOptions": "parallel",
     "Plan": "plan",
+    "next_mesh": "elastic",
 }
 
 

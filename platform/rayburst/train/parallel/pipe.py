@@ -76,7 +76,8 @@ class Pipe:
         ends: dict[str, Any] = {}
         if self._stage.is_last:
             ends = {"target": targets, "losses": losses}
-        (schedule.step if is_training else schedule.eval)(*given, return_outputs=False, **ends)
+        with self._stage.casting(self._device.type):  # short weights are made once for all parts
+            (schedule.step if is_training else schedule.eval)(*given, return_outputs=False, **ends)
         if not losses:
             return torch.zeros((), device=self._device)
         return torch.stack([loss.detach() for loss in losses]).sum() / factor

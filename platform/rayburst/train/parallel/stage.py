@@ -78,10 +78,13 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The stage's output for the inputs, or for the stage before's output."""
-        device = x.device.type
-        dtype = self.autocast or torch.bfloat16
-        with torch.autocast(device, dtype=dtype, enabled=self.autocast is not None):
+        with self.casting(x.device.type):
             return self._run(x)
+
+    def casting(self, device: str) -> torch.autocast:
+        """The context that this stage computes in. An outer one keeps short weights for inner."""
+        dtype = self.autocast or torch.bfloat16
+        return torch.autocast(device, dtype=dtype, enabled=self.autocast is not None)
 
     def _run(self, x: Tensor) -> Tensor:
         plan = self.plan
