@@ -21,6 +21,7 @@ RayburstError
 │   ├── CheckpointExistsError    another writer committed this step first
 │   └── CheckpointAbandonedError a save was given up before its commit; says why
 ├── LayoutError             a model cannot be laid out over devices like this; says what would fit
+├── PeerLostError           a group of workers broke: a peer is gone or is leaving
 ├── DataError               training or request data that cannot be used
 ├── PriceError              a price file that cannot be used, or a price that nobody knows
 ├── TrainError              a training function uses its run wrongly, or the run cannot go on
@@ -122,6 +123,10 @@ class CheckpointAbandonedError(CheckpointError):
 
 class LayoutError(RayburstError):
     """A model cannot be laid out over devices in this way."""
+
+
+class PeerLostError(RayburstError):
+    """The group of workers broke: a peer is gone, or the group is being rebuilt without it."""
 
 
 class DataError(RayburstError):

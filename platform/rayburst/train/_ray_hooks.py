@@ -22,15 +22,21 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
+from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR
 from ray.exceptions import RayActorError
 from ray.experimental import internal_kv
 from ray.train import Result, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import (
+    DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
+    get_env_vars_to_propagate,
+)
 from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
     WorkerHealthCheckTimeoutError,
@@ -44,11 +50,19 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from rayburst.train.granted import Granted
 from rayburst.train.grants import Ask
+from rayburst.train.inplace.roster import InPlaceOptions
 from rayburst.train.liveness import unreachable
 from rayburst.train.losses import LossBudget, LossOptions, is_planned
 from rayburst.train.resizing import GrowthOptions, growth
 
-__all__ = ["SETTINGS", "HookedTorchTrainer", "draining_nodes"]
+__all__ = [
+    "IN_PLACE_SETTINGS",
+    "SETTINGS",
+    "DrainAwarePolicy",
+    "HookedTorchTrainer",
+    "NoopDecision",
+    "draining_nodes",
+]
 
 SETTINGS = {
     # 60 s by default: a group that asks for a node that has just died waits that long
@@ -60,6 +74,12 @@ SETTINGS = {
 }
 """Ray reads these from the driver's environment when the controller starts; a user's own value
 for any of them wins."""
+
+IN_PLACE_SETTINGS = {
+    # how soon the controller sees that members wait for a plan
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+}
+"""On top of SETTINGS where groups are rebuilt in place."""
 
 _Reserved = dict[str, dict[str, float]]  # node id -> resource -> amount
 _KV_NAMESPACE = b"rayburst.train"
@@ -119,22 +139,61 @@ class HookedTorchTrainer(TorchTrainer):  # type: ignore[misc]
         *,
         growth_options: GrowthOptions,
         loss_options: LossOptions,
+        in_place: InPlaceOptions | None = None,
         **options: Any,
     ) -> None:
         super().__init__(train_fn, **options)
         self._growth_options = growth_options
         self._loss_options = loss_options
+        self._in_place = in_place
 
     def _initialize_and_run_controller(self, **options: Any) -> Result:
         # the one place between `fit` and the controller actor; both policies are arguments here
-        if self.scaling_config.elasticity_enabled:
+        budget = LossBudget(self._loss_options)
+        options["failure_policy"] = LossPolicy(self.run_config.failure_config, budget)
+        if not self.scaling_config.elasticity_enabled:
+            return super()._initialize_and_run_controller(**options)
+        job = submission_id(os.environ)
+        if self._in_place is None:
             options["scaling_policy"] = DrainAwarePolicy(
-                self.scaling_config, self._growth_options, submission_id(os.environ)
+                self.scaling_config, self._growth_options, job
             )
-        options["failure_policy"] = LossPolicy(
-            self.run_config.failure_config, LossBudget(self._loss_options)
+            return super()._initialize_and_run_controller(**options)
+        from rayburst.train.inplace.policy import InPlacePolicy
+
+        options["scaling_policy"] = InPlacePolicy(
+            self.scaling_config, self._growth_options, job, rebuild_s=self._in_place.rebuild_s
         )
-        return super()._initialize_and_run_controller(**options)
+        return self._run_in_place(self._in_place, budget, options)
+
+    def _run_in_place(
+        self, in_place: InPlaceOptions, budget: LossBudget, options: dict[str, Any]
+    ) -> Result:
+        """As the parent's method, but with our controller, and another one when it dies."""
+        from rayburst.train.inplace._ray_hooks import InPlaceController, InPlaceGroups
+
+        timeout_s = self.backend_config.timeout_s
+        groups = InPlaceGroups(options=in_place, budget=budget, timeout_s=timeout_s)
+        environment = get_env_vars_to_propagate()
+        environment.setdefault(
+            RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR,
+            DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
+        )
+        here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+        make = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})(
+            InPlaceController
+        )
+        while True:
+            controller = make.remote(groups=groups, **options)
+            if threading.current_thread() is threading.main_thread():
+                self._register_sigint_handler(controller)
+            try:
+                ray.get(controller.run.remote())
+                return ray.get(controller.get_result.remote())
+            except RayActorError:
+                # its process died, and its workers with it: from the newest checkpoint
+                if not budget.spend(time.monotonic()):
+                    raise
 
 
 class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
@@ -217,12 +276,16 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
         self._asked_to_leave_s = None
         self._granted.measured.started(time.time())
         kv_delete(self._resize_key)
+        return self.avoiding()
+
+    def avoiding(self) -> dict[str, str] | None:
+        """Labels that keep new workers on nodes that stay and are granted; None: on any node."""
         nodes = _hosts(ray.nodes())
         forbidden = self._granted.outside(nodes)
         unusable = sorted(self._unusable() - forbidden)
-        if isinstance(scaling_config.label_selector, list):
+        if isinstance(self.scaling_config.label_selector, list):
             return None
-        selector = dict(scaling_config.label_selector or {})
+        selector = dict(self.scaling_config.label_selector or {})
         if unusable:
             # the head may still hold a dead node for alive and would place a worker there
             selector[ray._raylet.RAY_NODE_ID_KEY] = f"!in({','.join(unusable)})"
@@ -272,16 +335,20 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
         kept = sum(w.metadata.node_id not in unusable for w in worker_group_state.workers)
         if kept < worker_group_state.num_workers:
             return int(worker_group_state.num_workers)  # its ranks are about to leave anyway
-        free = ray._private.state.available_resources_per_node()
-        free = {node: r for node, r in free.items() if node not in unusable}
-        needed = {k: v for k, v in self.scaling_config._resources_per_worker_not_none.items() if v}
-        extra = sum(
-            min((int(r.get(name, 0.0) // amount) for name, amount in needed.items()), default=0)
-            for r in free.values()
-        )
         reserved = self._get_reserved_resources()
         allowed = self._count_possible_workers(reserved) if reserved else kept
+        extra = self._free_places(unusable)
         return int(max(kept, min(allowed, kept + extra, self.scaling_config.max_workers)))
+
+    def _free_places(self, unusable: set[str]) -> int:
+        """How many more workers the free part of usable nodes can take."""
+        free = ray._private.state.available_resources_per_node()
+        needed = {k: v for k, v in self.scaling_config._resources_per_worker_not_none.items() if v}
+        return sum(
+            min((int(r.get(name, 0.0) // amount) for name, amount in needed.items()), default=0)
+            for node, r in free.items()
+            if node not in unusable
+        )
 
     def _unusable(self) -> set[str]:
         """Nodes that drain, or whose raylet does not answer though the head calls it alive."""

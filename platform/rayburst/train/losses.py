@@ -16,12 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from rayburst.train.versions import is_tested_ray
+from rayburst.train.versions import is_tested_ray, keep_to_public_api
 
 __all__ = ["LossBudget", "LossOptions", "is_peer_loss", "is_planned", "leave", "surviving"]
 
 _PLANNED = "rayburst: this rank saved and left"
-_TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError")
+_TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError", "PeerLostError")
 _TEXTS = (
     "connection closed by peer",
     "connection reset by peer",
@@ -97,14 +97,18 @@ def leave(reason: str, cause: BaseException | None = None) -> NoReturn:
     raise RayActorError(error_msg=message, preempted=True) from cause
 
 
-def surviving(train_fn: Callable[..., Any]) -> Callable[..., Any]:
+def surviving(
+    train_fn: Callable[..., Any], *, public_api_alone: bool = False
+) -> Callable[..., Any]:
     """`train_fn` that leaves when a peer is lost; every other error passes through untouched."""
 
     @functools.wraps(train_fn)
     def run(*args: Any) -> Any:
+        if public_api_alone:
+            keep_to_public_api()
         try:
             return train_fn(*args)
-        except RuntimeError as error:
+        except Exception as error:
             if is_peer_loss(error):
                 leave(f"a peer of this rank was lost: {error}", error)
             raise

@@ -42,10 +42,11 @@ class Notice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What all ranks do after this step."""
+    """What all ranks do after this step. `change`: meet, and go on with other members."""
 
     leave: bool
     checkpoint: bool
+    change: bool = False
 
 
 class NoticeWatcher:
@@ -85,7 +86,7 @@ class Agreement:
     """Turns what single ranks know into one verdict a step for all of them.
 
     `poll_every_steps` is for a source that all ranks must ask together: it is asked by `begin`, in
-    place of the watcher's thread.
+    place of the watcher's thread. `changes` says whether the group is to be rebuilt in place.
     """
 
     def __init__(
@@ -95,13 +96,15 @@ class Agreement:
         clock: Callable[[], float],
         margin_s: float = DEFAULT_MARGIN_S,
         poll_every_steps: int | None = None,
+        changes: Callable[[], bool] = lambda: False,
     ) -> None:
         self._watcher = watcher
+        self._changes = changes
         self._clock = clock
         self._margin_s = margin_s
         self._poll_every_steps = poll_every_steps
         self._steps = 0
-        self._flags = torch.zeros(2)
+        self._flags = torch.zeros(3)
         self._work: dist.Work | None = None
 
     @property
@@ -117,6 +120,7 @@ class Agreement:
             self._watcher.poll()
         self._flags[0] = float(self._must_leave())
         self._flags[1] = float(wants_checkpoint)
+        self._flags[2] = float(self._changes())
         if dist.is_initialized() and dist.get_world_size() > 1:
             self._work = dist.all_reduce(self._flags, op=dist.ReduceOp.MAX, async_op=True)
 
@@ -125,8 +129,13 @@ class Agreement:
         if self._work is not None:
             self._work.wait()
             self._work = None
-        leave, checkpoint = self._flags.tolist()
-        return Verdict(leave=leave > 0, checkpoint=checkpoint > 0)
+        leave, checkpoint, change = self._flags.tolist()
+        return Verdict(leave=leave > 0, checkpoint=checkpoint > 0, change=change > 0)
+
+    def reset(self) -> None:
+        """Drop an exchange that broke with its group."""
+        self._flags = torch.zeros(3)
+        self._work = None
 
     def _must_leave(self) -> bool:
         notice = self._watcher.latest

@@ -30,12 +30,27 @@ class GrowthOptions:
                 raise ValueError(f"GrowthOptions({name}={getattr(self, name)}): give 0 or more")
 
 
-def growth(size: int, possible: int, progress: bytes | None, options: GrowthOptions) -> bool:
-    """Whether a group of `size` workers should restart with `possible` ones."""
+def growth(
+    size: int,
+    possible: int,
+    progress: bytes | None,
+    options: GrowthOptions,
+    *,
+    in_place_s: float | None = None,
+) -> bool:
+    """Whether a group of `size` workers should go on with `possible` ones.
+
+    In place it trains while the new ones get ready, for about `restart_s`, and stands still for
+    `in_place_s` only.
+    """
     if possible <= size:
         return False
     left_s = _time_left_s(progress)
-    return left_s is None or time_saved_s(left_s, size, possible) > options.restart_s
+    if left_s is None:
+        return True
+    if in_place_s is None:
+        return time_saved_s(left_s, size, possible) > options.restart_s
+    return time_saved_s(left_s - options.restart_s, size, possible) > in_place_s
 
 
 def time_saved_s(left_s: float, size: int, possible: int) -> float:

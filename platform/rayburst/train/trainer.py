@@ -26,17 +26,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from rayburst.train.inplace.roster import InPlaceOptions
 from rayburst.train.losses import LossOptions, surviving
 from rayburst.train.resizing import GrowthOptions
 from rayburst.train.versions import is_tested_ray
 
 __all__ = ["ElasticOptions", "ElasticTrainer", "Workers"]
+
+RECOVERIES = ("in-place", "restart", "public")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,20 +62,37 @@ class Workers:
 class ElasticOptions:
     """How an elastic run reacts. `checkpoints_kept`: Ray deletes older ones.
 
+    `recovery` is the tier: `in-place` rebuilds a group whose function uses
+    `rayburst.train.membership`, and restarts any other; `restart` always restarts the whole group;
+    `public` uses public API of Ray alone, as every tier does on a Ray that was not tested.
+    `resize_interval_s`: None is 5 s in place and 20 s else.
     `collective_timeout_s`: how long a rank waits for its peers in a collective before it gives up;
     it must cover the slowest rank's loading of data.
     """
 
-    resize_interval_s: float = 20.0
+    recovery: Literal["in-place", "restart", "public"] = "in-place"
+    resize_interval_s: float | None = None
     collective_timeout_s: float = 300.0
     checkpoints_kept: int = 2
     max_failures: int = 0
     growth: GrowthOptions = field(default_factory=GrowthOptions)
     losses: LossOptions = field(default_factory=LossOptions)
+    in_place: InPlaceOptions = field(default_factory=InPlaceOptions)
 
     def __post_init__(self) -> None:
-        if self.resize_interval_s < 0 or self.collective_timeout_s <= 0:
+        if self.recovery not in RECOVERIES:
+            raise ValueError(
+                f"ElasticOptions(recovery={self.recovery!r}): give one of {', '.join(RECOVERIES)}"
+            )
+        if self.resize_s < 0 or self.collective_timeout_s <= 0:
             raise ValueError(f"{self}: intervals and time-outs are above 0")
+
+    @property
+    def resize_s(self) -> float:
+        """The least time between two looks at whether a larger group would pay."""
+        if self.resize_interval_s is not None:
+            return self.resize_interval_s
+        return 5.0 if self.recovery == "in-place" else 20.0
 
 
 class ElasticTrainer:
@@ -92,12 +112,13 @@ class ElasticTrainer:
         workers: Workers,
         options: ElasticOptions | None = None,
     ) -> None:
-        self._train_fn = surviving(train_fn)
+        self._options = options or ElasticOptions()
+        is_public = self._options.recovery == "public"
+        self._train_fn = surviving(train_fn, public_api_alone=is_public)
         self._config = config
         self._run = run
         self._storage = storage
         self._workers = workers
-        self._options = options or ElasticOptions()
 
     def fit(self) -> Any:
         """Train to the end and return Ray's `ray.train.Result`.
@@ -109,16 +130,20 @@ class ElasticTrainer:
 
     def _trainer(self, environ: MutableMapping[str, str]) -> Any:
         arguments = self._ray_arguments()
-        if not is_tested_ray():
+        options = self._options
+        if options.recovery == "public" or not is_tested_ray():
             return TorchTrainer(self._train_fn, **arguments)
         from rayburst.train import _ray_hooks
 
-        for name, value in _ray_hooks.SETTINGS.items():
+        is_in_place = options.recovery == "in-place"
+        settings = _ray_hooks.SETTINGS | (_ray_hooks.IN_PLACE_SETTINGS if is_in_place else {})
+        for name, value in settings.items():
             environ.setdefault(name, value)
         return _ray_hooks.HookedTorchTrainer(
             self._train_fn,
-            growth_options=self._options.growth,
-            loss_options=self._options.losses,
+            growth_options=options.growth,
+            loss_options=options.losses,
+            in_place=options.in_place if is_in_place else None,
             **arguments,
         )
 
@@ -128,7 +153,7 @@ class ElasticTrainer:
             num_workers=(workers.least, workers.most),
             use_gpu=workers.use_gpu,
             resources_per_worker=workers.resources or None,
-            elastic_resize_monitor_interval_s=options.resize_interval_s,
+            elastic_resize_monitor_interval_s=options.resize_s,
         )
         run = ray.train.RunConfig(
             name=self._run,

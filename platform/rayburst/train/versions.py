@@ -7,15 +7,27 @@ import logging
 import platform
 from importlib.metadata import version
 
-__all__ = ["TESTED_RAY", "is_tested_ray", "recorded"]
+__all__ = ["TESTED_RAY", "is_tested_ray", "keep_to_public_api", "recorded"]
 
 TESTED_RAY = "2.60.0"
 _logger = logging.getLogger(__name__)
 
 
-@functools.cache
+_kept_to_public_api: list[bool] = []
+
+
+def keep_to_public_api() -> None:
+    """In this process leave Ray's private parts alone, whatever Ray it is."""
+    _kept_to_public_api[:] = [True]
+
+
 def is_tested_ray() -> bool:
-    """Whether the private hooks fit the installed Ray; warns once when they do not."""
+    """Whether the private hooks may be used here; warns once when the installed Ray is another."""
+    return not _kept_to_public_api and _fits()
+
+
+@functools.cache
+def _fits() -> bool:
     installed = version("ray")
     if installed == TESTED_RAY:
         return True

@@ -1,0 +1,490 @@
+"""Rebuilding in place inside Ray Train's controller. Private parts of one Ray only:
+`rayburst.train.versions.TESTED_RAY`.
+
+| touched | why |
+|---|---|
+| `TrainController.worker_group_cls` | the group that is rebuilt is made by the controller |
+| `WorkerGroup` and its underscored methods | its members change while it runs |
+| `ReportCallbackHandler.after_worker_group_start` | the queues of reports have the group's size |
+| `DatasetsCallback._dataset_shard_provider` | a joiner shares it: its own would cost an actor |
+| `SynchronizationActor.reset` | frees ranks that wait in `report()` for one that is lost |
+| `TrainContext.distributed_context` | rank and world of a worker, as `ray.train` tells them |
+| `_set_torch_distributed_env_vars` | the same for what reads the environment |
+| `DataParallelTrainer._initialize_and_run_controller` | makes our controller |
+
+`tests/unit/train/test_train_inplace_hooks.py` compares them with what was tested.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
+from ray.train.torch.config import _set_torch_distributed_env_vars
+from ray.train.v2._internal.callbacks import DatasetsCallback, WorkingDirectorySetupCallback
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.checkpoint.report_handler import ReportCallbackHandler
+from ray.train.v2._internal.execution.context import DistributedContext, get_train_context
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.worker_group import (
+    Worker,
+    WorkerGroup,
+    WorkerGroupPollStatus,
+)
+from ray.train.v2._internal.execution.worker_group.execution_group import ReplicaGroup
+from ray.train.v2._internal.execution.worker_group.placement_group_handle import (
+    DefaultPlacementGroupHandle,
+)
+from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
+from ray.train.v2._internal.util import bundle_to_remote_args
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rayburst.train import _ray_hooks as hooks
+from rayburst.train.inplace.link import Introduction, introduce
+from rayburst.train.inplace.messages import Look, Plan, Seat
+from rayburst.train.inplace.rendezvous import Rendezvous
+from rayburst.train.inplace.roster import Decision, InPlaceOptions, Local
+from rayburst.train.inplace.steering import Member, Moment, Steering
+from rayburst.train.liveness import unreachable
+from rayburst.train.losses import LossBudget
+
+__all__ = ["InPlaceController", "InPlaceGroups", "InPlaceWorkerGroup", "adopt"]
+
+_ANSWER_S = 5.0
+_PROBE_TIMEOUT_S = 1.0
+_DEPART_S = 3.0
+_logger = logging.getLogger(__name__)
+
+
+def adopt(plan: Plan, seat: Seat) -> None:
+    """In a worker: let Ray Train tell the place that `plan` gives."""
+    get_train_context().distributed_context = DistributedContext(
+        world_rank=seat.rank,
+        world_size=seat.world,
+        local_rank=plan.local_rank,
+        local_world_size=plan.local_world,
+        node_rank=plan.node_rank,
+    )
+    _set_torch_distributed_env_vars()
+
+
+def _warm() -> None:
+    """In a joiner: import what a first step would import, while the others train."""
+    import torch
+    import torch._dynamo
+    import torch.distributed
+    import torch.nn.parallel  # noqa: F401
+
+
+class _OneEach(DefaultPlacementGroupHandle):  # type: ignore[misc]
+    """A placement group for each worker, so that one that departs takes its own along.
+
+    A group with a bundle on a dead node stays "rescheduling": it keeps the head busy and takes the
+    next node.
+    """
+
+    def __init__(self, groups: list[PlacementGroup]) -> None:
+        super().__init__(groups[0])
+        self.groups = groups
+
+    def wait(self, timeout_seconds: float = 30) -> bool:
+        end_s = time.monotonic() + timeout_seconds
+        return all(g.wait(max(0.1, end_s - time.monotonic())) for g in self.groups)
+
+    def shutdown(self) -> None:
+        for group in self.groups:
+            remove_placement_group(group)
+
+
+@dataclasses.dataclass(slots=True)
+class _Joiner:
+    """A worker that gets ready in a thread of its own, so that nothing waits for it."""
+
+    actor: ActorHandle
+    began_s: float
+    worker: Worker | None = None
+    error: RayError | None = None
+
+    @property
+    def id(self) -> str:
+        return _id(self.actor)
+
+
+def _id(actor: ActorHandle) -> str:
+    return str(actor._actor_id.hex())
+
+
+class InPlaceController(TrainController):  # type: ignore[misc]
+    """Ray's controller, but what it starts is rebuilt in place."""
+
+    def __init__(self, *, groups: InPlaceGroups, **options: Any) -> None:
+        # before the parent's, which tells the policies that it starts
+        groups.selector = options["scaling_policy"].avoiding
+        options["scaling_policy"].groups = groups
+        self.worker_group_cls = groups
+        super().__init__(**options)
+
+
+class InPlaceGroups:
+    """Makes worker groups for the controller. `selector`: labels that keep new workers off nodes
+    that are no use. `budget`: of members that are lost.
+    """
+
+    def __init__(
+        self,
+        *,
+        options: InPlaceOptions,
+        budget: LossBudget,
+        timeout_s: float,
+    ) -> None:
+        self.options = options
+        self.budget = budget
+        self.timeout_s = timeout_s
+        self.selector: Callable[[], dict[str, str] | None] = lambda: None
+        self.current: InPlaceWorkerGroup | None = None
+
+    def create(
+        self, train_run_context: Any, worker_group_context: Any, callbacks: Any = None
+    ) -> InPlaceWorkerGroup:
+        """As `WorkerGroup.create`."""
+        group = InPlaceWorkerGroup(train_run_context, worker_group_context, callbacks)
+        group.settings = self
+        group._start()
+        self.current = group
+        return group
+
+
+class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
+    """Ray's group of workers, whose members change while it runs. `steering` decides."""
+
+    settings: InPlaceGroups
+    _worker_group_state: Any  # the parent's; Ray ships no types
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._rendezvous: Any = None
+        self._joiners: list[_Joiner] = []
+        self._departing: list[tuple[ActorHandle, float]] = []
+        self._group_of: dict[str, PlacementGroup] = {}
+        self.revoked: set[str] = set()  # nodes that the planner takes back; the policy sets it
+
+    @property
+    def is_formed(self) -> bool:
+        """Whether its members take part, and changes are made here."""
+        return self._steering.is_formed
+
+    @property
+    def has_heartbeats(self) -> bool:
+        """Whether its workers take part, and not just run an ordinary training function."""
+        return self._steering.has_heartbeats
+
+    @property
+    def joining(self) -> int:
+        """How many workers are getting ready."""
+        return len(self._joiners)
+
+    # -- start and end ---------------------------------------------------------------------------
+
+    def _start_impl(self, worker_group_state_builder: Any) -> None:
+        scaling = self._train_run_context.scaling_config
+        self._steering = Steering(
+            tell=self._tell,
+            unreachable=lambda addresses: unreachable(addresses, _PROBE_TIMEOUT_S),
+            options=self.settings.options,
+            budget=self.settings.budget,
+            least=scaling.min_workers,
+            most=scaling.max_workers,
+        )
+        here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+        self._rendezvous = (
+            ray.remote(num_cpus=0, max_concurrency=10_000)(Rendezvous)
+            .options(label_selector=here, max_restarts=-1, max_task_retries=-1)
+            .remote()
+        )
+        super()._start_impl(worker_group_state_builder)
+        self._worker_rank_to_replica_group_rank = None  # replica groups are torchft's
+
+    def shutdown(self) -> None:
+        self._end_helpers()
+        super().shutdown()
+
+    def abort(self) -> None:
+        self._end_helpers()
+        super().abort()
+
+    def _end_helpers(self) -> None:
+        for actor in [j.actor for j in self._joiners] + [a for a, _ in self._departing]:
+            self._end(actor)
+        self._joiners, self._departing = [], []
+        ray.kill(self._rendezvous)
+
+    # -- workers and where they are placed -------------------------------------------------------
+
+    def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> _OneEach:
+        context = worker_group_context
+        selectors = context.label_selector or [None] * context.num_workers
+        self._handle = _OneEach(
+            [self._place(context.resources_per_worker, selector) for selector in selectors]
+        )
+        return self._handle
+
+    @staticmethod
+    def _place(resources: dict[str, float], selector: dict[str, str] | None) -> PlacementGroup:
+        labels = [selector] if selector else None
+        return placement_group([resources], strategy="PACK", bundle_label_selector=labels)
+
+    def _create_workers(
+        self,
+        num_workers: int,
+        placement_group: PlacementGroup,
+        resources_per_worker: dict[str, float],
+        **options: Any,
+    ) -> list[Worker]:
+        actors = [self._actor(group, resources_per_worker) for group in self._handle.groups]
+        known = ray.get([actor.get_metadata.remote() for actor in actors])
+        workers = [
+            Worker(actor, metadata, resources_per_worker, placement_group_bundle_index=0)
+            for actor, metadata in zip(actors, known, strict=True)
+        ]
+        return list(WorkerGroup._assign_worker_ranks(workers))
+
+    def _actor(self, group: PlacementGroup, resources: dict[str, float]) -> ActorHandle:
+        environment = self._get_worker_runtime_env(
+            custom_runtime_env=self._train_run_context.run_config.worker_runtime_env
+        )
+        strategy = PlacementGroupSchedulingStrategy(
+            placement_group=group, placement_group_bundle_index=0
+        )
+        remote = ray.remote(runtime_env=environment, **bundle_to_remote_args(resources))
+        actor = remote(self._worker_cls).options(scheduling_strategy=strategy).remote()
+        self._group_of[_id(actor)] = group
+        return actor
+
+    def _init_train_context(self, workers: list[Worker], sync_actor: ActorHandle) -> None:
+        super()._init_train_context(workers, sync_actor)
+        self._introduce(workers)
+
+    def _introduce(self, workers: list[Worker]) -> None:
+        ray.get(
+            [
+                worker.execute_async(
+                    introduce,
+                    Introduction(
+                        rendezvous=self._rendezvous,
+                        member=_id(worker.actor),
+                        timeout_s=self.settings.timeout_s,
+                    ),
+                )
+                for worker in workers
+            ]
+        )
+
+    def _end(self, actor: ActorHandle) -> None:
+        """End a worker's process, and give back what it held."""
+        ray.kill(actor)
+        group = self._group_of.pop(_id(actor), None)
+        if group is not None:
+            remove_placement_group(group)
+            self._handle.groups.remove(group)
+
+    # -- growth ----------------------------------------------------------------------------------
+
+    def grow(self, count: int) -> None:
+        """Start `count` more workers; they join at the end of a step, once they are ready."""
+        for _ in range(count):
+            resources = self._worker_group_context.resources_per_worker
+            group = self._place(resources, self.settings.selector())
+            self._handle.groups.append(group)
+            joiner = _Joiner(self._actor(group, resources), time.monotonic())
+            self._joiners.append(joiner)
+            threading.Thread(target=self._prepare, args=[joiner], daemon=True).start()
+
+    def _prepare(self, joiner: _Joiner) -> None:
+        """In a thread: bring a joiner to the start of the training function."""
+        try:
+            metadata = ray.get(joiner.actor.get_metadata.remote())
+            ray.get(joiner.actor.execute.remote(_warm))
+            resources = self._worker_group_context.resources_per_worker
+            worker = Worker(joiner.actor, metadata, resources, placement_group_bundle_index=0)
+            size = len(self.get_workers())
+            worker.distributed_context = DistributedContext(
+                world_rank=size,
+                world_size=size + 1,
+                local_rank=0,
+                local_world_size=1,
+                node_rank=size,
+            )
+            self._init_joiner(worker)
+            joiner.worker = worker
+            ray.get(worker.actor.run_train_fn.remote(self._worker_group_context.train_fn_ref))
+        except RayError as error:
+            joiner.error = error
+
+    def _init_joiner(self, worker: Worker) -> None:
+        arguments: dict[str, list[Any]] = {}
+        for callback in self._execution_group_callbacks:
+            if isinstance(callback, DatasetsCallback):
+                arguments["dataset_shard_provider"] = [callback._dataset_shard_provider]
+            else:
+                arguments |= callback.before_init_train_context([worker])
+        sync_actor = self._worker_group_state.sync_actor
+        self._init_train_context_on_workers([worker], sync_actor, arguments)
+        self._introduce([worker])
+        for callback in self._callbacks:
+            if isinstance(callback, WorkingDirectorySetupCallback):
+                callback.after_execution_group_start(ReplicaGroup([worker], worker.resources))
+
+    def _ready_joiners(self) -> list[Worker]:
+        """Workers that may join; those that cannot any more are ended."""
+        now = time.monotonic()
+        for joiner in list(self._joiners):
+            is_late = now - joiner.began_s > self.settings.options.join_within_s
+            if joiner.error is not None or is_late:
+                _logger.warning("a worker that was to join is given up: %s", joiner.error or "late")
+                self._joiners.remove(joiner)
+                self._end(joiner.actor)
+        return [joiner.worker for joiner in self._joiners if joiner.worker is not None]
+
+    # -- the controller's look -------------------------------------------------------------------
+
+    def poll_status(self, timeout: float | None = None) -> WorkerGroupPollStatus:
+        """As the parent, with what is done in place taken out of the statuses."""
+        self._assert_active()
+        look = self._look()  # first: who has arrived has told all its reports
+        statuses = self._poll_workers_and_collect_errors(timeout)
+        self._end_departed()
+        if not self._is_mistake(statuses):
+            statuses = self._steer(look, statuses)
+        status = WorkerGroupPollStatus(
+            worker_statuses=dict(enumerate(statuses)), worker_rank_to_replica_group_rank=None
+        )
+        for callback in self._callbacks:
+            callback.after_worker_group_poll_status(status)
+        self._latest_poll_status = status
+        return status
+
+    def _look(self) -> Look | None:
+        try:
+            look: Look = ray.get(self._rendezvous.look.remote(), timeout=_ANSWER_S)
+        except (RayError, GetTimeoutError):
+            return None  # Ray starts it again
+        return look
+
+    def _steer(self, look: Look | None, statuses: list[WorkerStatus]) -> list[WorkerStatus]:
+        moment = Moment(
+            look=look,
+            members=[
+                _member(worker, status)
+                for worker, status in zip(self.get_workers(), statuses, strict=True)
+            ],
+            joiners=[_member(worker) for worker in self._ready_joiners()],
+            # what the planner takes back is left at once, whatever the node's own deadline
+            draining=hooks.draining_nodes() | dict.fromkeys(self.revoked),
+            now_s=time.time(),
+            monotonic_s=time.monotonic(),
+        )
+        outcome = self._steering.steer(moment)
+        for worker in self.get_workers():
+            if _id(worker.actor) in outcome.lost:
+                self._end(worker.actor)
+                self._free_reporters()
+        statuses = self._masked(statuses)
+        if outcome.forms and not any(status.training_report for status in statuses):
+            self._form(outcome.forms)
+            return [WorkerStatus(running=True) for _ in self.get_workers()]
+        return statuses
+
+    def _is_mistake(self, statuses: list[WorkerStatus]) -> bool:
+        """Whether some rank ended with an error of its own: that is for the failure policy."""
+        return any(
+            status.error is not None
+            and not isinstance(status.error, WorkerHealthCheckFailedError)
+            and _id(worker.actor) not in self._steering.lost
+            for worker, status in zip(self.get_workers(), statuses, strict=True)
+        )
+
+    def _masked(self, statuses: list[WorkerStatus]) -> list[WorkerStatus]:
+        """What Ray may know: lost and departing members look as if they ran."""
+        if not self._steering.is_formed:
+            return statuses
+        leaving = {*self._steering.lost, *self._steering.due}
+        return [
+            WorkerStatus(running=True, training_report=status.training_report)
+            if status.error is not None or _id(worker.actor) in leaving
+            else status
+            for worker, status in zip(self.get_workers(), statuses, strict=True)
+        ]
+
+    def _form(self, decision: Decision) -> None:
+        """Make those that are wanted the members, and tell them."""
+        workers = {_id(w.actor): w for w in self.get_workers()}
+        joined = {j.id: j.worker for j in self._joiners if j.id in decision.wanted}
+        order = WorkerGroup._assign_worker_ranks(
+            [(workers | joined)[member] for member in decision.wanted]
+        )
+        gone = [w for member, w in workers.items() if member not in decision.wanted]
+        now = time.monotonic()
+        lost = self._steering.lost
+        self._departing += [(w.actor, now) for w in gone if _id(w.actor) not in lost]
+        self._joiners = [j for j in self._joiners if j.id not in joined]
+        self._worker_group_state = dataclasses.replace(
+            self._worker_group_state, workers=list(order)
+        )
+        self._world_rank_to_ongoing_poll.clear()
+        if gone or joined:
+            self._forget_reports()
+        places = {_id(w.actor): _local(w) for w in order}
+        self._steering.form([_id(w.actor) for w in order], places, decision)
+
+    def _forget_reports(self) -> None:
+        """Nothing is left of reports that were under way; their queues have the group's size."""
+        self._free_reporters()
+        for callback in self._callbacks:
+            if isinstance(callback, ReportCallbackHandler):
+                callback.after_worker_group_start(self)
+
+    def _free_reporters(self) -> None:
+        """Ranks may wait in `report()` for one that is gone."""
+        self._worker_group_state.sync_actor.reset.remote()
+
+    def _tell(self, method: str, what: Any) -> None:
+        """Ray repeats it when the rendezvous's process died meanwhile."""
+        getattr(self._rendezvous, method).remote(what)
+
+    def _end_departed(self) -> None:
+        now = time.monotonic()
+        for actor, since_s in list(self._departing):
+            if now - since_s > _DEPART_S:
+                self._departing.remove((actor, since_s))
+                self._end(actor)
+
+
+def _member(worker: Worker, status: WorkerStatus | None = None) -> Member:
+    return Member(
+        id=_id(worker.actor),
+        node=worker.metadata.node_id,
+        host=worker.metadata.hostname,
+        has_died=status is not None and _has_died(status.error),
+        has_returned=status is not None and not status.running and status.error is None,
+    )
+
+
+def _has_died(error: BaseException | None) -> bool:
+    if not isinstance(error, WorkerHealthCheckFailedError):
+        return False
+    return isinstance(error.health_check_failure, ActorDiedError)
+
+
+def _local(worker: Worker) -> Local:
+    context = worker.distributed_context
+    return Local(
+        rank=context.local_rank, world=context.local_world_size, node_rank=context.node_rank
+    )

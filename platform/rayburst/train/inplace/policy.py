@@ -1,0 +1,61 @@
+"""Growth of a group that is rebuilt in place. Runs inside Ray's controller actor.
+
+Until the group has met, and once it no longer rebuilds in place, its parent decides.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from rayburst.train import _ray_hooks as hooks
+from rayburst.train.resizing import GrowthOptions, growth
+
+if TYPE_CHECKING:
+    from rayburst.train.inplace._ray_hooks import InPlaceGroups, InPlaceWorkerGroup
+
+__all__ = ["InPlacePolicy"]
+
+
+class InPlacePolicy(hooks.DrainAwarePolicy):
+    """Starts joiners, which get ready while the group trains, as soon as that pays.
+
+    Nodes that the planner takes back are left at the end of a step. `rebuild_s`: what a change
+    costs.
+    """
+
+    groups: InPlaceGroups  # the controller's
+
+    def __init__(
+        self, scaling_config: Any, options: GrowthOptions, submission_id: str, *, rebuild_s: float
+    ) -> None:
+        super().__init__(scaling_config, options, submission_id)
+        self._rebuild_s = rebuild_s
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> Any:
+        group = self.groups.current
+        if group is None or not (group.is_formed or group.has_heartbeats):
+            return super().make_decision_for_running_worker_group(
+                worker_group_state, worker_group_status
+            )
+        if group.is_formed:  # else its workers load data, or are about to leave
+            self._look_after(group, worker_group_state)
+        return hooks.NoopDecision()
+
+    def _look_after(self, group: InPlaceWorkerGroup, worker_group_state: Any) -> None:
+        self._has_run, self._starts_in_a_row = True, 0
+        self._maybe_send_resource_request()
+        nodes = [worker.metadata.node_id for worker in worker_group_state.workers]
+        group.revoked = self._ask_planner(set(nodes))
+        now = time.monotonic()
+        if now - self._latest_monitor_time < self.scaling_config.elastic_resize_monitor_interval_s:
+            return
+        self._latest_monitor_time = now
+        unusable = self._unusable()
+        coming = sum(node not in unusable for node in nodes) + group.joining
+        possible = min(coming + self._free_places(unusable), self.scaling_config.max_workers)
+        progress = hooks.kv_get(self._progress_key)
+        if growth(coming, possible, progress, self._options, in_place_s=self._rebuild_s):
+            group.grow(possible - coming)

@@ -1,0 +1,177 @@
+"""torch's default process group, broken and built again with other members.
+
+    group = ProcessGroup(host="10.0.0.7", timeout_s=300)
+    group.build(Seat(generation=3, rank=1, world=2, store=("10.0.0.5", 4711)), is_stale=...)
+    group.abort()       # from any thread: a rank that waits in a collective is set free
+
+Each process lends a TCPStore that lives as long as itself, so that no port is chosen twice; rank
+0's is used. `is_stale` is asked while ranks wait for each other: a peer that dies while the group
+is built must not hold the rest.
+
+NCCL's communicators can be aborted. gloo's `abort` leaves a rank that waits where it is, and its
+sockets stay open while anything refers to the group (a traceback, DDP), so that peers wait too:
+therefore the sockets themselves are shut down. They are told from Ray's by their ports: each end
+of a pair is a port that some rank's gloo listens on.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import distributed_c10d as c10d
+
+from rayburst.errors import PeerLostError
+from rayburst.train.inplace.messages import Seat
+
+__all__ = ["ProcessGroup"]
+
+_BUILD_TIMEOUT = timedelta(seconds=20)
+_MEET_PAUSE_S = 0.01
+
+
+class ProcessGroup:
+    """This process's place in torch's default group. `timeout_s`: of a collective."""
+
+    def __init__(self, *, host: str, timeout_s: float) -> None:
+        self._timeout = timedelta(seconds=timeout_s)
+        self._store = TCPStore(
+            host, 0, is_master=True, wait_for_workers=False, timeout=_BUILD_TIMEOUT
+        )
+        self.address: tuple[str, int] = (host, self._store.port)
+        self._sockets: dict[int, int] = {}  # inode -> file descriptor
+        self.is_aborted = False
+
+    def build(self, seat: Seat, *, is_stale: Callable[[], bool] = lambda: False) -> None:
+        """Become a member. PeerLostError when the others do not come or `is_stale` says so."""
+        self.is_aborted = False
+        try:
+            self._build(seat, is_stale)
+        except RuntimeError as error:  # a peer or the store is gone
+            raise PeerLostError(f"generation {seat.generation} did not form: {error}") from error
+
+    def abort(self) -> None:
+        """Break the group: every wait in it fails, here and at its peers. From any thread."""
+        self.is_aborted = True
+        _shut(self._sockets)
+        self._sockets = {}
+        world = dist.group.WORLD
+        if world is not None and torch.cuda.is_available():
+            world.abort()  # NCCL: kernels that wait for a peer end
+
+    def finish(self) -> None:
+        """Wait for the collectives that were started: only then is it known whether they broke."""
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
+
+    def forget(self) -> None:
+        """Break the group and take it out of torch. From the thread that uses it."""
+        self.abort()
+        if dist.is_initialized():
+            c10d._abort_process_group()
+
+    def _build(self, seat: Seat, is_stale: Callable[[], bool]) -> None:
+        host, port = seat.store
+        own = self._store
+        root = own if seat.rank == 0 else TCPStore(host, port, timeout=_BUILD_TIMEOUT)
+        store = PrefixStore(f"generation-{seat.generation}", root)
+        _meet(store, "here", seat, is_stale)
+        before = set(_sockets())
+        dist.init_process_group(
+            _backend(),
+            store=store,
+            rank=seat.rank,
+            world_size=seat.world,
+            timeout=_BUILD_TIMEOUT,
+        )
+        opened = {inode: fd for inode, fd in _sockets().items() if inode not in before}
+        store.set(f"ports-{seat.rank}", ",".join(map(str, _listening(opened))))
+        _meet(store, "built", seat, is_stale)
+        ports = {int(p) for r in range(seat.world) for p in _listed(store.get(f"ports-{r}"))}
+        self._sockets = {i: fd for i, fd in opened.items() if _is_pair(fd, ports)}
+        c10d._set_pg_timeout(self._timeout)
+
+
+def _backend() -> str:
+    # gloo beside nccl: what ranks tell each other about leaving stays on the CPU
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
+def _meet(store: Store, name: str, seat: Seat, is_stale: Callable[[], bool]) -> None:
+    """Wait until all ranks are here."""
+    store.set(f"{name}-{seat.rank}", "")
+    keys = [f"{name}-{rank}" for rank in range(seat.world)]
+    end_s = time.monotonic() + _BUILD_TIMEOUT.total_seconds()
+    while not store.check(keys):
+        if is_stale():
+            raise PeerLostError(f"generation {seat.generation} was given up")
+        if time.monotonic() > end_s:
+            missing = [rank for rank in range(seat.world) if not store.check([keys[rank]])]
+            raise PeerLostError(f"ranks {missing} did not come to generation {seat.generation}")
+        time.sleep(_MEET_PAUSE_S)
+
+
+def _listed(value: bytes) -> list[str]:
+    return [part for part in value.decode().split(",") if part]
+
+
+def _sockets() -> dict[int, int]:
+    """Open sockets of this process: inode -> file descriptor."""
+    found: dict[int, int] = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            status = entry.stat()
+        except OSError:  # closed meanwhile
+            continue
+        if stat.S_ISSOCK(status.st_mode):
+            found[status.st_ino] = int(entry.name)
+    return found
+
+
+def _opened(fds: dict[int, int]) -> Iterator[socket.socket]:
+    """Handles of the sockets of `fds` that are still the same and speak TCP."""
+    for inode, fd in fds.items():
+        try:
+            if os.fstat(fd).st_ino != inode:
+                continue
+            handle = socket.socket(fileno=os.dup(fd))
+        except OSError:
+            continue
+        with handle:
+            if handle.family in (socket.AF_INET, socket.AF_INET6):
+                yield handle
+
+
+def _listening(fds: dict[int, int]) -> list[int]:
+    return [s.getsockname()[1] for s in _opened(fds) if _listens(s)]
+
+
+def _listens(handle: socket.socket) -> bool:
+    return bool(handle.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _is_pair(fd: int, ports: set[int]) -> bool:
+    """Whether `fd` connects two ranks: one of its ends is a port that gloo listens on."""
+    for handle in _opened({os.fstat(fd).st_ino: fd}):
+        try:
+            ends = {handle.getsockname()[1], handle.getpeername()[1]}
+        except OSError:
+            return False
+        return bool(ends & ports)
+    return False
+
+
+def _shut(fds: dict[int, int]) -> None:
+    for handle in _opened(fds):
+        try:
+            handle.shutdown(socket.SHUT_RDWR)
+        except OSError:  # the peer was faster
+            continue
