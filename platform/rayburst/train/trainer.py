@@ -70,7 +70,7 @@ class ElasticOptions:
     it must cover the slowest rank's loading of data.
     """
 
-    recovery: Literal["in-place", "restart", "public"] = "in-place"
+    recovery: Literal["in-place", "restart", "public"] = "restart"
     resize_interval_s: float | None = None
     collective_timeout_s: float = 300.0
     checkpoints_kept: int = 2
