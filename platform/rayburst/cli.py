@@ -194,6 +194,14 @@ def _write_focus(platform: Platform, file: Path) -> None:
 
 
 @app.command()
+def queue(name: FleetName = None) -> None:
+    """Show jobs: who runs where, who waits and for what, deadlines and money."""
+    from rayburst.sdk import connect
+
+    _out.print(connect(name).queue().table())
+
+
+@app.command()
 def events(
     name: FleetName = None,
     node: Annotated[str | None, typer.Option(help="Only this node.")] = None,
@@ -263,6 +271,27 @@ def interrupt(
 
 
 @app.command()
+def market(
+    pool: Annotated[str, typer.Argument(help="A pool's name, as in the fleet file.")],
+    hosts: Annotated[
+        int | None, typer.Option(min=0, help="Hosts it has from now on; without it, all.")
+    ] = None,
+    notice: Annotated[
+        str, typer.Option(help="Warning time for hosts above that; 0 is a power cut.")
+    ] = "30s",
+    fleet: FleetOption = None,
+) -> None:
+    """Let a pool's market run dry, or come back: launches above it fail, hosts above it go."""
+    from rayburst.sdk import connect
+
+    taken = connect(fleet).market(pool, hosts=hosts, notice_s=_seconds(notice))
+    what = "all hosts of the fleet file" if hosts is None else f"{hosts} host(s)"
+    _out.print(
+        f"the market of {pool} has {what}" + (f"; it takes {', '.join(taken)}" if taken else "")
+    )
+
+
+@app.command()
 def env(name: FleetName = None) -> None:
     """Print the environment in which Ray's own commands reach the fleet.
 
@@ -285,14 +314,41 @@ def submit(
     fleet: FleetOption = None,
     working_dir: Annotated[Path, typer.Option(help="The folder that goes with the job.")] = Path(),
     wait: Annotated[bool, typer.Option(help="Show its log and wait for its end.")] = True,
+    deadline: Annotated[
+        str | None, typer.Option(help="When it must be done: 6h from now, or 2026-01-31T18:00Z.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help='What it may cost: "5 USD".')] = None,
+    tenant: Annotated[str | None, typer.Option(help="Who it is for.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Higher goes first; 0 if absent.")] = None,
+    floor: Annotated[int | None, typer.Option(help="Workers that must run at any time.")] = None,
+    span: Annotated[str | None, typer.Option(help="Its workers lie in one zone, or any.")] = None,
+    market: Annotated[
+        str | None, typer.Option(help="auto, on-prem, spot (never on-demand), on-demand (always).")
+    ] = None,
 ) -> None:
     """Submit a job with the rayburst package on board and follow it.
 
-    `rayburst submit -- python jobs/train_lm.py --preset micro`
+    `rayburst submit --deadline 6h --budget "5 USD" -- python jobs/train_lm.py --preset micro`
     """
+    from rayburst.fleet.jobs import GivenTerms
     from rayburst.sdk import connect
 
-    job = connect(fleet).submit(shlex.join(entrypoint), working_dir=working_dir)
+    terms: GivenTerms = {}
+    if deadline is not None:
+        terms["deadline"] = deadline
+    if budget is not None:
+        terms["budget"] = budget
+    if tenant is not None:
+        terms["tenant"] = tenant
+    if priority is not None:
+        terms["priority"] = priority
+    if floor is not None:
+        terms["floor"] = floor
+    if span is not None:
+        terms["span"] = span
+    if market is not None:
+        terms["market"] = market
+    job = connect(fleet).submit(shlex.join(entrypoint), working_dir=working_dir, **terms)
     _out.print(f"job {job.id}")
     if wait:
         for line in job.tail():
@@ -323,6 +379,25 @@ def fleet_check(file: Annotated[Path, typer.Argument(help="A fleet file.")]) -> 
     from rayburst.fleet.spec import FleetSpec
 
     _out.print(_plain(explain(FleetSpec.load(file))), soft_wrap=True)
+
+
+@fleet_app.command("explain")
+def fleet_explain(
+    name: FleetName = None,
+    last: Annotated[int, typer.Option(help="How many of the newest decisions.")] = 20,
+    about: Annotated[str | None, typer.Option(help="Only this job, pool or node.")] = None,
+) -> None:
+    """Say what the planner decided last, and why."""
+    from rayburst.report.tables import Table
+    from rayburst.sdk import connect
+
+    found = connect(name).decisions(None if about else last)
+    kept = [d for d in found if about in (None, d.subject)][-last:]
+    rows = [
+        (time.strftime("%H:%M:%S", time.localtime(d.t)), d.kind, d.subject, str(d.count), d.why)
+        for d in kept
+    ]
+    _out.print(Table("decisions", ("time", "decision", "about", "count", "why"), rows))
 
 
 @fleet_app.command("render")

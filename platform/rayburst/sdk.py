@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from rayburst.cost.bill import Bill, make_bill
 from rayburst.cost.entries import Entry
@@ -24,8 +24,12 @@ from rayburst.cost.ledger import Ledger
 from rayburst.cost.reader import FactReader
 from rayburst.cost.statement import Statement, make_statement
 from rayburst.errors import FleetBrokenError, FleetNotFoundError, JobError, NodeNotFoundError
+from rayburst.fleet.decisions import DecisionEvent, DecisionLog
 from rayburst.fleet.events import EventLog, NodeEvent
+from rayburst.fleet.files import read_json
+from rayburst.fleet.jobs import GivenTerms, to_metadata
 from rayburst.fleet.layout import FleetDir, store_environment
+from rayburst.fleet.lines import JobLine, JobQueue
 from rayburst.fleet.pools import open_pools
 from rayburst.fleet.pools.base import Host, Notice
 from rayburst.fleet.spec import FleetSpec, Market
@@ -131,18 +135,26 @@ class Platform:
         pip: Sequence[str] | None = None,
         metadata: Mapping[str, str] | None = None,
         submission_id: str | None = None,
+        **terms: Unpack[GivenTerms],
     ) -> Job:
         """Run a shell command as a Ray job, with the rayburst package and `working_dir` on board.
 
+        Args:
+            terms: what the planner should know: `deadline="6h"` (from now, or a time with its
+                zone), `budget="5 USD"`, `tenant`, `priority`, `floor` (workers), `span` ("zone" or
+                "any"), `market` ("auto", "on-prem", "spot", "on-demand").
+
         Raises:
             JobError: Ray did not take the job, or `working_dir` is no folder.
+            SpecError: a term cannot be read.
         """
+        known = to_metadata(terms, time.time())
         client = self._jobs()
         try:
             job_id = client.submit_job(
                 entrypoint=entrypoint,
                 runtime_env=runtime_env(working_dir=working_dir, env=env, pip=pip),
-                metadata=dict(metadata or {}),
+                metadata={**(metadata or {}), **known},
                 submission_id=submission_id,
             )
         except (RuntimeError, ValueError) as error:
@@ -179,6 +191,16 @@ class Platform:
     def fleet(self) -> FleetStatus:
         """Nodes by pool and market, pending demand, the agent's last decisions."""
         return read_status(self._local("fleet()"), now=time.time())
+
+    def queue(self) -> JobQueue:
+        """Jobs that have not ended: who runs where, who waits and for what."""
+        raw = read_json(self._local("queue()").agent_file) or {}
+        return JobQueue([JobLine(**line) for line in raw.get("jobs", [])], now=time.time())
+
+    def decisions(self, last: int | None = None) -> list[DecisionEvent]:
+        """What the planner decided, oldest first: all, or the `last` ones."""
+        fleet = self._local("decisions()")
+        return DecisionLog(self.store(), spool=fleet.spool).last(last)
 
     def events(self) -> list[NodeEvent]:
         """Every node event since the fleet's object store exists, oldest first."""
@@ -236,6 +258,17 @@ class Platform:
         else:
             pools[host.pool].notify(host.id, notice)
         return notice
+
+    def market(self, pool: str, *, hosts: int | None = None, notice_s: float = 30.0) -> list[str]:
+        """Let a pool's market have only so many hosts; None is all. Returns the hosts it takes.
+
+        Raises:
+            PoolError: no pool of this name.
+        """
+        from rayburst.dev.market import set_market
+
+        fleet = self._local("market()")
+        return set_market(fleet, pool, hosts=hosts, notice_s=notice_s, now=time.time())
 
     def store(self) -> ObjectStore:
         """The fleet's object store."""

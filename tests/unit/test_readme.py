@@ -207,17 +207,30 @@ def attribute(owner: Any, name: str) -> Any:
     return getattr(owner, name)
 
 
+def unpacked(target: Any) -> set[str]:
+    """The keywords of a function that takes `**terms: Unpack[SomeTypedDict]`, which bind any."""
+    for parameter in inspect.signature(target).parameters.values():
+        match = re.fullmatch(r"Unpack\[(\w+)\]", str(parameter.annotation))
+        if match:
+            return set(getattr(inspect.getmodule(target), match[1]).__annotations__)
+    return set()
+
+
 def meets(owner: Any, call: ast.Call) -> None:
     """The call's arguments fit what it calls."""
     assert isinstance(call.func, ast.Attribute)
     target = attribute(owner, call.func.attr)
     if target is None or not callable(target):
         return
-    given = {k.arg: None for k in call.keywords if k.arg}
+    given = {k.arg: None for k in call.keywords if k.arg and k.arg not in unpacked(target)}
     positional = [None] * len(call.args)
     if inspect.isclass(owner) and not inspect.ismethod(target):
         positional.insert(0, None)  # self
-    inspect.signature(target).bind(*positional, **given)
+    signature = inspect.signature(target)
+    if unpacked(target):
+        known = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        signature = signature.replace(parameters=known)
+    signature.bind(*positional, **given)
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)

@@ -356,7 +356,7 @@ def _remove_leftovers(fleet: FleetDir, state: FleetState | None) -> None:
         shutil.rmtree(state.ray_tmp, ignore_errors=True)
         if state.store_is_embedded:
             store_server(fleet, state).remove_sockets()
-    for folder in ("hosts", "failures"):
+    for folder in ("hosts", "failures", "market"):
         shutil.rmtree(fleet.path / folder, ignore_errors=True)
     for file in (HEAD_STARTED, "agent.json", "autoscaling.yaml", "token", "hosts.lock"):
         (fleet.path / file).unlink(missing_ok=True)

@@ -1,12 +1,14 @@
 """Every touch of Ray's private parts by the fleet, in one place. Tested against Ray 2.60.
 
 What Ray gives no public call for: who is in the cluster with which labels and what is pending (the
-autoscaler's own view), draining a node, and starting a node from this process.
+autoscaler's own view), draining a node, starting a node from this process, and the key-value store
+in which submitted jobs, asks and grants are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -14,11 +16,15 @@ from typing import Any
 import psutil
 
 from rayburst.errors import StartError
+from rayburst.fleet.book import SubmittedJob
 from rayburst.fleet.packing import LabelRule, Request, RequestKind
 from rayburst.fleet.pools.base import Notice
 from rayburst.fleet.spec import Shape
+from rayburst.train.grants import NAMESPACE
 
 _RPC_TIMEOUT_S = 5.0
+_JOB_PREFIX, _JOB_NAMESPACE = b"_ray_internal_job_info_", b"job"
+_ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
 _OBJECT_STORE_SHARE = 0.2
 _OBJECT_STORE_LEAST_BYTES = 80 * 1024**2  # Ray refuses less than 75 MiB
 _OBJECT_STORE_MOST_BYTES = 1024**3
@@ -59,6 +65,47 @@ class Gcs:
 
     def __init__(self, address: str) -> None:
         self._address = address
+        self._ended: set[bytes] = set()
+
+    def jobs(self) -> list[SubmittedJob]:
+        """Submitted jobs that have not ended. Raises RpcError when the control store is away."""
+        # The Jobs API answers through the dashboard, which may be busy for seconds; this is the
+        # record that it reads (dashboard/modules/job/common.py, JobInfoStorageClient).
+        client = self._client()
+        keys = client.internal_kv_keys(_JOB_PREFIX, _JOB_NAMESPACE, _RPC_TIMEOUT_S)
+        new = [key for key in keys if key not in self._ended]
+        found = client.internal_kv_multi_get(new, _JOB_NAMESPACE, _RPC_TIMEOUT_S) if new else {}
+        jobs = []
+        for key, body in sorted(found.items()):
+            raw = json.loads(body)
+            if raw["status"] in _ENDED:
+                self._ended.add(key)
+                continue
+            jobs.append(
+                SubmittedJob(
+                    id=key.removeprefix(_JOB_PREFIX).decode(),
+                    submitted_at=(raw.get("start_time") or 0) / 1000,
+                    metadata=raw.get("metadata") or {},
+                    entrypoint=raw.get("entrypoint") or "",
+                )
+            )
+        return jobs
+
+    def read(self, keys: Iterable[str]) -> dict[str, bytes]:
+        """What trainers and planner left for each other; keys that are not there are left out."""
+        wanted = [key.encode() for key in keys]
+        if not wanted:
+            return {}
+        found = self._client().internal_kv_multi_get(wanted, NAMESPACE, _RPC_TIMEOUT_S)
+        return {key.decode(): body for key, body in found.items() if body is not None}
+
+    def write(self, key: str, value: bytes) -> None:
+        """Leave something for the trainers."""
+        self._client().internal_kv_put(key.encode(), value, True, NAMESPACE, _RPC_TIMEOUT_S)
+
+    def delete(self, key: str) -> None:
+        """Take a key away; one that is not there is fine."""
+        self._client().internal_kv_del(key.encode(), False, NAMESPACE, _RPC_TIMEOUT_S)
 
     def _client(self) -> Any:
         # GcsClient is private; ray.util.state has neither labels nor pending demand.

@@ -4,38 +4,43 @@ Run by the fleet's supervisor as `python -m rayburst.fleet.agent FLEET_FOLDER`. 
 of its own: hosts carry theirs, the event log is written idempotently, the caps follow from what is
 there. Killed at any point and started again it goes on where it was.
 
-A tick, in this order: hosts are observed and their new states journalled; the planner decides; the
-caps are written (only when they changed); idle hosts are drained and given back; hosts that are
-gone and journalled are forgotten; a dead autoscaler is started again (Ray does not).
+A tick, in this order: hosts are observed and their new states journalled; asks are read, the
+planner decides, grants and decisions are published; the caps are written (only when they changed);
+idle hosts are drained and given back, others get notice; hosts that are gone and journalled are
+forgotten; a dead autoscaler is started again (Ray does not).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.cost.bill import make_bill
 from rayburst.errors import StoreError
-from rayburst.fleet import processes
 from rayburst.fleet._ray_hooks import Gcs, RayNodeStatus, RayView
+from rayburst.fleet.deadline import DeadlinePolicy
+from rayburst.fleet.decisions import DecisionLog
+from rayburst.fleet.desk import Desk
 from rayburst.fleet.events import IMPATIENT, EventLog, NodeEvent
 from rayburst.fleet.files import read_json, write_atomically
 from rayburst.fleet.layout import FleetDir
+from rayburst.fleet.monitor import MonitorKeeper
 from rayburst.fleet.observer import Failure, events_of, fleet_view, new_tags
+from rayburst.fleet.outlook import Outlook
 from rayburst.fleet.packing import RequestKind
-from rayburst.fleet.planner import Action, ActionKind, Demand, Plan, plan_fleet
+from rayburst.fleet.planner import plan_fleet
 from rayburst.fleet.pools import open_pools
-from rayburst.fleet.pools.base import Host, Notice
+from rayburst.fleet.pools.base import GIVEN_BACK, Host, Notice
 from rayburst.fleet.promises import Promises
 from rayburst.fleet.render import ray_config, to_yaml
+from rayburst.fleet.spec import Market
+from rayburst.fleet.supply import is_down
+from rayburst.fleet.view import Action, ActionKind, FleetView, Plan
 
 _TICK_S = 1.0
 _REMEMBER_GONE_S = 120.0  # the planner still wants to know which pools lost hosts lately
@@ -51,6 +56,7 @@ class Agent:
         *,
         gcs: Gcs,
         log: EventLog,
+        decisions: DecisionLog,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._fleet = fleet
@@ -62,7 +68,10 @@ class Agent:
         self._journalled: dict[str, NodeEvent] = {}
         self._past: list[NodeEvent] | None = None
         self._promises = Promises()
-        self._said: set[tuple[str, str]] = set()
+        self._desk = Desk(gcs, decisions, self._spec)
+        self._policy = DeadlinePolicy()
+        spot = [pool.name for pool in self._spec.pools if pool.market is Market.SPOT]
+        self._outlook = Outlook(spot)
 
     def tick(self) -> Plan | None:
         """One round; None when Ray's head could not be asked (caps then stay as they are)."""
@@ -76,8 +85,9 @@ class Agent:
         if plan is not None and ray is not None:
             self._write_caps(plan)
             self._release(plan, ray, now)
-            self._dismiss(plan, now)
+            self._drain(plan, now)
         self._log.flush()
+        self._desk.flush()
         self._forget(hosts, now)
         self._publish(now, ray, plan)
         return plan
@@ -116,24 +126,46 @@ class Agent:
                 self._pools[host.pool].terminate(host.id, why=host.gone_why)
 
     def _plan(self, hosts: list[Host], ray: RayView, now: float) -> Plan | None:
+        from ray.exceptions import RpcError
+
+        prices = {host.id: host.price_usd_per_hour for host in hosts if host.lives}
         try:
             spent = self._spent(now)
+            demand = self._desk.demand(ray, prices, now)
         except StoreError as error:
             _LOG.warning("no plan while it is unknown what was spent: %s", error)
             return None
+        except RpcError as error:
+            _LOG.warning("Ray's head does not say which jobs there are: %s", error)
+            return None
+        view = self._view(hosts, ray, now, spent)
+        span_any = self._spec.span == "any"
+        plan = plan_fleet(view, demand, policy=self._policy, span_any=span_any)
+        for action in plan.actions:
+            if action.kind is ActionKind.LAUNCH:
+                self._promises.add(action.subject, action.count, now)
+        try:
+            self._desk.publish(plan, prices, now)
+        except RpcError as error:
+            _LOG.warning("grants could not be published: %s", error)
+            return None
+        return plan
+
+    def _view(self, hosts: list[Host], ray: RayView, now: float, spent: float) -> FleetView:
         failures = self._failures()
         failed_at = {pool: failure.at for pool, failure in failures.items()}
-        promised = self._promises.count(hosts, failed_at, now)
-        view = fleet_view(self._spec, hosts, ray, failures, now, spent_usd=spent, promised=promised)
-        plan = plan_fleet(view, Demand(requests=ray.requests))
-        for action in plan.actions:
-            if action.kind is ActionKind.OPEN:
-                self._promises.add(action.subject, action.count, now)
-        for action in plan.actions:
-            if (action.kind, action.subject) not in self._said:
-                _LOG.info("%s %s x%d: %s", action.kind, action.subject, action.count, action.why)
-        self._said = {(action.kind, action.subject) for action in plan.actions}
-        return plan
+        view = fleet_view(
+            self._spec,
+            hosts,
+            ray,
+            failures,
+            now,
+            spent_usd=spent,
+            promised=self._promises.count(hosts, failed_at, now),
+            outlook=self._outlook,
+        )
+        self._outlook.observe(now, {pool.name for pool in view.pools if is_down(pool, now)})
+        return view
 
     def _spent(self, now: float) -> float:
         """Dollars since the event log began; read only where there is a budget to keep."""
@@ -169,13 +201,13 @@ class Agent:
                 node.node_id, why=action.why, deadline=now + self._spec.limits.drain_s, idle=True
             ):
                 pool = self._pools[_pool_of(plan, action)]
-                pool.terminate(action.subject, why=f"given back: {action.why}")
+                pool.terminate(action.subject, why=f"{GIVEN_BACK}: {action.why}")
 
-    def _dismiss(self, plan: Plan, now: float) -> None:
+    def _drain(self, plan: Plan, now: float) -> None:
         deadline = now + self._spec.limits.drain_s
         for action in plan.actions:
-            if action.kind is ActionKind.DISMISS:
-                notice = Notice(given_at=now, deadline=deadline, why=action.why)
+            if action.kind is ActionKind.DRAIN:
+                notice = Notice(given_at=now, deadline=deadline, why=action.why, planned=True)
                 self._pools[_pool_of(plan, action)].notify(action.subject, notice)
 
     def _forget(self, hosts: list[Host], now: float) -> None:
@@ -197,7 +229,9 @@ class Agent:
             "actions": [
                 {"kind": a.kind, "subject": a.subject, "count": a.count, "why": a.why}
                 for a in (plan.actions if plan else ())
+                if a.kind is not ActionKind.HOLD
             ],
+            "jobs": self._desk.lines(),
         }
         write_atomically(self._fleet.agent_file, json.dumps(status))
 
@@ -206,22 +240,16 @@ def _pool_of(plan: Plan, action: Action) -> str:
     return next(name for name in plan.caps if action.subject.startswith(f"{name}-"))
 
 
-def monitor_process(fleet: FleetDir) -> psutil.Process | None:
-    """Ray's autoscaler process of this fleet."""
-    for process in processes.owned(fleet.path):
-        if any(part.endswith("autoscaler/v2/monitor.py") for part in process.cmdline()):
-            return process
-    return None
-
-
 def main(folder: Path) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     fleet = FleetDir(folder)
     state = fleet.read_state()
+    store = ObjectStore.open(state.store_uri, IMPATIENT)
     agent = Agent(
         fleet,
         gcs=Gcs(state.gcs_address),
-        log=EventLog(ObjectStore.open(state.store_uri, IMPATIENT), spool=fleet.spool),
+        log=EventLog(store, spool=fleet.spool),
+        decisions=DecisionLog(store, spool=fleet.spool),
     )
     monitor = MonitorKeeper(fleet)
     while True:
@@ -230,27 +258,6 @@ def main(folder: Path) -> None:
         if plan is not None:
             monitor.keep()
         time.sleep(max(0.0, _TICK_S - (time.monotonic() - started)))
-
-
-class MonitorKeeper:
-    """Starts Ray's autoscaler again after it died, with the command and environment it had."""
-
-    def __init__(self, fleet: FleetDir) -> None:
-        self._fleet = fleet
-        self._process: psutil.Process | None = None
-        self._command: list[str] = []
-
-    def keep(self) -> None:
-        if self._process is not None and processes.alive(self._process):
-            return
-        if found := monitor_process(self._fleet):
-            self._process, self._command = found, found.cmdline()
-        elif self._command:
-            _LOG.warning("the autoscaler is dead; starting it again")
-            started = processes.spawn(
-                self._command, env=os.environ, log=self._fleet.logs / "monitor-restarted.log"
-            )
-            self._process = psutil.Process(started.pid)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,17 @@
 
 An event's key holds its time, node and kind, so writing it twice is writing it once. `append`
 returns when the event is safe: on the store, or on this machine's disk until `flush` gets it there.
+`Journal` is the same for any record that is a dataclass and has a key.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from rayburst.checkpoint.store import ObjectStore, StoreOptions
 from rayburst.errors import ObjectExistsError, StoreError
@@ -23,9 +24,22 @@ from rayburst.fleet.files import write_atomically
 
 EventKind = Literal["requested", "up", "notice", "draining", "gone"]
 _PREFIX = "events/"
+_WAITING = "[0-9]*.json"
 
 IMPATIENT = StoreOptions(retries=1, retry_s=3.0, request_timeout_s=3.0, connect_timeout_s=1.0)
 """For writers that have a spool: a store that is away must not hold up the agent."""
+
+
+class Record(Protocol):
+    """A dataclass with a key that sorts by time and is the same for the same record."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def key(self) -> str: ...
+
+
+R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,37 +66,49 @@ class NodeEvent:
         return f"{_PREFIX}{round(self.t * 1000):015d}-{self.node}-{self.kind}.json"
 
 
-class EventLog:
-    """Append to and read the log. `store` may be down: see `append`."""
+class Journal(Generic[R]):
+    """Append to and read records below one prefix. `store` may be down: see `append`."""
 
-    def __init__(self, store: ObjectStore, *, spool: Path) -> None:
+    def __init__(
+        self, store: ObjectStore, *, spool: Path, prefix: str, parse: Callable[[bytes], R]
+    ) -> None:
         self._store = store
         self._spool = spool
+        self._prefix = prefix
+        self._parse = parse
 
-    def append(self, event: NodeEvent) -> None:
-        """Make one event durable. Idempotent."""
+    def append(self, record: R) -> None:
+        """Make one record durable. Idempotent."""
         self._spool.mkdir(parents=True, exist_ok=True)
-        file = self._spool / event.key.removeprefix(_PREFIX)
-        write_atomically(file, json.dumps(asdict(event)))
+        file = self._spool / record.key.removeprefix(self._prefix)
+        write_atomically(file, json.dumps(asdict(record)))
         self._send(file)
 
     def flush(self) -> int:
-        """Send what waits on disk; returns how many events still wait."""
+        """Send what waits on disk; returns how many records still wait."""
         if not self._spool.is_dir():
             return 0
-        waiting = sorted(self._spool.glob("[0-9]*.json"))
+        waiting = sorted(self._spool.glob(_WAITING))
         for sent, file in enumerate(waiting):
             if not self._send(file):
                 return len(waiting) - sent
         return 0
 
-    def read(self) -> list[NodeEvent]:
-        """All events, oldest first, those that still wait on this machine's disk included."""
-        return sorted(set(self._stored()) | set(self._spooled()), key=lambda e: (e.t, e.key))
+    def read(self, *, last: int | None = None) -> list[R]:
+        """All records, or only the `last` ones, oldest first; with those that wait on disk."""
+        waiting = {self._prefix + file.name: file for file in sorted(self._spool.glob(_WAITING))}
+        stored = {info.key for info in self._store.list(self._prefix)}
+        keys = sorted(stored | set(waiting))[-last if last else 0 :]
+
+        def load(key: str) -> bytes:
+            return self._store.get(key) if key in stored else waiting[key].read_bytes()
+
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            return [self._parse(data) for data in pool.map(load, keys)]
 
     def _send(self, file: Path) -> bool:
         try:
-            self._store.put(_PREFIX + file.name, file.read_bytes(), if_absent=True)
+            self._store.put(self._prefix + file.name, file.read_bytes(), if_absent=True)
         except ObjectExistsError:
             pass  # an earlier send arrived though its answer did not
         except StoreError:
@@ -90,15 +116,12 @@ class EventLog:
         file.unlink(missing_ok=True)
         return True
 
-    def _stored(self) -> Iterator[NodeEvent]:
-        keys = [info.key for info in self._store.list(_PREFIX)]
-        with ThreadPoolExecutor(max_workers=16) as pool:
-            for data in pool.map(self._store.get, keys):
-                yield _parse(data)
 
-    def _spooled(self) -> Iterator[NodeEvent]:
-        for file in sorted(self._spool.glob("[0-9]*.json")):
-            yield _parse(file.read_bytes())
+class EventLog(Journal[NodeEvent]):
+    """The node events of a fleet."""
+
+    def __init__(self, store: ObjectStore, *, spool: Path) -> None:
+        super().__init__(store, spool=spool, prefix=_PREFIX, parse=_parse)
 
 
 def _parse(data: bytes) -> NodeEvent:

@@ -76,7 +76,8 @@ def _order_lines(pools: Sequence[PoolSpec]) -> list[str]:
     on_demand = [p.name for p in pools if p.market is Market.ON_DEMAND and p.max_hosts]
     lines = [f"asked first: {', then '.join(usual)}"] if usual else []
     if on_demand:
-        lines.append(f"only for work that asks for on-demand: {', '.join(on_demand)}")
+        names = ", ".join(on_demand)
+        lines.append(f"only for work that asks for on-demand, or whose deadline needs it: {names}")
     if not usual:
         lines.append("no on-prem or spot host: work that does not ask for on-demand waits for ever")
     return lines

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 from rayburst.fleet._ray_hooks import RayNode, RayNodeStatus, RayView
 from rayburst.fleet.events import NodeEvent
-from rayburst.fleet.planner import FleetView, NodeState, NodeView, PoolView
-from rayburst.fleet.pools.base import ENDED_BY_AUTOSCALER, Host
+from rayburst.fleet.outlook import Outlook
+from rayburst.fleet.pools.base import ENDED_BY_AUTOSCALER, GIVEN_BACK, Host
 from rayburst.fleet.render import node_labels, node_resources
 from rayburst.fleet.spec import FleetSpec, Market, PoolSpec
+from rayburst.fleet.view import FleetView, NodeState, NodeView, PoolView, SpotRates
 
 UP_TAG = "rayburst-up-at"
 DRAINING_TAG = "rayburst-draining-at"
+SENT_AWAY = (GIVEN_BACK, ENDED_BY_AUTOSCALER)
+FIRST_START_S = 30.0
+"""What a host takes to join, until one was seen to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,8 +37,10 @@ def fleet_view(
     *,
     spent_usd: float = 0.0,
     promised: Mapping[str, int] | None = None,
+    outlook: Outlook | None = None,
 ) -> FleetView:
     """All the planner needs, from observations of the same second."""
+    rates = outlook.rates() if outlook else {}
     nodes = {node.host: node for node in ray.nodes if node.status is not RayNodeStatus.DEAD}
     return FleetView(
         now=now,
@@ -43,9 +49,16 @@ def fleet_view(
         budget_usd=spec.limits.budget_usd,
         spent_usd=spent_usd,
         pools=[
-            _pool_view(pool, hosts, failures.get(pool.name), (promised or {}).get(pool.name, 0))
+            _pool_view(
+                pool,
+                hosts,
+                failures.get(pool.name),
+                (promised or {}).get(pool.name, 0),
+                rates.get(pool.name),
+            )
             for pool in spec.pools
         ],
+        together=outlook.together if outlook else None,
         nodes=[
             _node_view(host, nodes.get(host.id), spec.pool(host.pool), now)
             for host in hosts
@@ -55,10 +68,14 @@ def fleet_view(
 
 
 def _pool_view(
-    pool: PoolSpec, hosts: Sequence[Host], failure: Failure | None, promised: int
+    pool: PoolSpec,
+    hosts: Sequence[Host],
+    failure: Failure | None,
+    promised: int,
+    rates: SpotRates | None,
 ) -> PoolView:
     mine = [host for host in hosts if host.pool == pool.name]
-    taken = [host.notice.given_at for host in mine if host.notice]
+    taken = [at for host in mine if (at := lost_at(host)) is not None]
     stillborn = [
         Failure(at=host.gone_at, why=f"{host.id}: {host.gone_why}")
         for host in mine
@@ -76,11 +93,33 @@ def _pool_view(
         price_usd_per_hour=pool.price_usd_per_hour,
         min_hosts=pool.min_hosts,
         max_hosts=pool.max_hosts,
+        domain=pool.zone or pool.name,
+        start_s=_start_s(mine),
+        shortest_paid_s=pool.shortest_paid_s,
         failed_at=last.at if last else None,
         failed_why=last.why if last else "",
         interrupted_at=max(taken, default=None),
         promised=promised,
+        spot=rates,
     )
+
+
+def lost_at(host: Host) -> float | None:
+    """When a market took a host that worked, or gave it notice; None when the fleet sent it away.
+
+    A host that ends without notice and without having been sent away was lost too.
+    """
+    if host.notice is not None:
+        return None if host.notice.planned else host.notice.given_at
+    if host.gone_at is None or UP_TAG not in host.tags:
+        return None
+    return None if host.gone_why.startswith(SENT_AWAY) else host.gone_at
+
+
+def _start_s(hosts: Sequence[Host]) -> float:
+    """From request to joining: the median of what was seen lately."""
+    seen = sorted(float(h.tags[UP_TAG]) - h.requested_at for h in hosts if UP_TAG in h.tags)
+    return seen[len(seen) // 2] if seen else FIRST_START_S
 
 
 def _node_view(host: Host, node: RayNode | None, pool: PoolSpec, now: float) -> NodeView:
@@ -99,6 +138,7 @@ def _node_view(host: Host, node: RayNode | None, pool: PoolSpec, now: float) -> 
         available=node.available if node else resources,
         idle_s=node.idle_s if node and idle else 0.0,
         draining_since=_since(host, draining_at, now) if state is NodeState.DRAINING else None,
+        age_s=max(now - host.requested_at, 0.0),
     )
 
 

@@ -6,6 +6,7 @@ only has to agree with it on what fits where.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -48,6 +49,11 @@ class Request:
     selector: Sequence[LabelRule] = ()
     apart: str = ""
 
+    @property
+    def key(self) -> object:
+        """What is equal for requests that fit the same nodes."""
+        return (tuple(sorted(self.resources.items())), self.kind, tuple(self.selector), self.apart)
+
     def __str__(self) -> str:
         amounts = ", ".join(f"{k}: {v:g}" for k, v in sorted(self.resources.items()))
         rules = ", ".join(
@@ -78,6 +84,22 @@ class Bin:
         left = {RequestKind.TASK: dict(available), RequestKind.FLOOR: dict(total)}
         return cls(name=name, labels=labels, left=left)
 
+    @property
+    def state(self) -> object:
+        """What is equal for bins that the same requests fit."""
+        left = tuple(tuple(sorted(amounts.items())) for amounts in self.left.values())
+        return (left, frozenset(self.apart), self.used)
+
+    def copy(self, name: str) -> Bin:
+        """The same under another name."""
+        return Bin(
+            name=name,
+            labels=self.labels,
+            left={kind: dict(amounts) for kind, amounts in self.left.items()},
+            apart=set(self.apart),
+            used=self.used,
+        )
+
     def fits(self, request: Request) -> bool:
         left = self.left[request.kind]
         return (
@@ -102,3 +124,77 @@ def place(request: Request, bins: Sequence[Bin]) -> bool:
             candidate.take(request)
             return True
     return False
+
+
+def new_bin(pool: str, resources: Mapping[str, float], labels: Mapping[str, str]) -> Bin:
+    """A node that a pool could launch."""
+    return Bin.of(f"new-{pool}", resources, resources, labels)
+
+
+class Shelf:
+    """Bins in classes of equal ones: first fit over classes, so that thousands cost little.
+
+    `put` a bin, or `add` a node (its bin is made when something is put into it), then `place`.
+    """
+
+    def __init__(self) -> None:
+        self._classes: dict[object, _Class] = {}
+        self._tried: dict[object, int] = {}
+        self._order: list[_Class] = []
+
+    def put(self, bin_: Bin) -> None:
+        """Place a bin on the shelf, behind what is there."""
+        key = (tuple(sorted(bin_.labels.items())), bin_.state)
+        found = self._class(key, bin_)
+        if not found.bins:  # whoever passed it by while it was empty looks again
+            self._tried = {k: min(tried, found.index) for k, tried in self._tried.items()}
+        found.bins.append(bin_)
+
+    def add(
+        self,
+        name: str,
+        pool: str,
+        total: Mapping[str, float],
+        available: Mapping[str, float],
+        labels: Mapping[str, str],
+    ) -> None:
+        """Place a node of a pool on the shelf; nodes of one pool have the same labels."""
+        key = (pool, frozenset(total.items()), frozenset(available.items()))
+        found = self._classes.get(key)
+        if found is None:
+            found = self._class(key, Bin.of(name, total, available, labels))
+        found.names.append(name)
+
+    def place(self, request: Request) -> bool:
+        """Put `request` into the first bin that fits; False when none does."""
+        index = self._tried.get(request.key, 0)
+        while index < len(self._order):
+            found = self._order[index]
+            if (found.names or found.bins) and found.sample.fits(request):
+                taken = found.pop()
+                taken.take(request)
+                self.put(taken)
+                self._tried[request.key] = index
+                return True
+            index += 1
+        self._tried[request.key] = index
+        return False
+
+    def _class(self, key: object, sample: Bin) -> _Class:
+        if key not in self._classes:
+            self._classes[key] = found = _Class(sample=sample.copy(""), index=len(self._order))
+            self._order.append(found)
+        return self._classes[key]
+
+
+@dataclass(kw_only=True, slots=True)
+class _Class:
+    """Equal bins: some there, some only as names of nodes."""
+
+    sample: Bin
+    index: int
+    bins: deque[Bin] = field(default_factory=deque)
+    names: deque[str] = field(default_factory=deque)
+
+    def pop(self) -> Bin:
+        return self.bins.popleft() if self.bins else self.sample.copy(self.names.popleft())

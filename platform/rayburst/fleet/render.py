@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from rayburst.fleet import units
-from rayburst.fleet.planner import Caps
 from rayburst.fleet.spec import FleetSpec, Market, PoolSpec
+from rayburst.fleet.view import Caps
 
 HEAD_TYPE = "head"
 _PROVIDER = "rayburst.fleet.provider.HybridNodeProvider"

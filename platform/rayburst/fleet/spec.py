@@ -106,6 +106,11 @@ class PoolSpec(_Part):
     price_usd_per_hour: fields.Rate = Field(
         default=None, validation_alias="price", description="price of one host for one hour"
     )
+    shortest_paid_s: fields.Duration = Field(
+        default=0.0,
+        validation_alias="shortest_paid",
+        description="the least time that a host is paid for; an idle host stays that long",
+    )
     hosts: Hosts = Field(description="how many", examples=["{min: 0, max: 2}"])
 
     @property
@@ -152,6 +157,20 @@ class Limits(_Part):
     )
 
 
+class TenantSpec(_Part):
+    """Who shares the fleet, with what weight, and what all their jobs together may cost."""
+
+    name: fields.Name = Field(description="the tenant's name, as jobs give it")
+    share: fields.AtLeastOne = Field(
+        default=1, description="its weight where jobs wait; 2 gets twice what 1 gets"
+    )
+    budget_usd: fields.Money | None = Field(
+        default=None,
+        validation_alias="budget",
+        description="all its jobs may ever cost; none if absent",
+    )
+
+
 class ObjectStoreSpec(_Part):
     """Where all that lasts is kept: a server that `rayburst up` starts, or an S3 bucket."""
 
@@ -190,6 +209,16 @@ class FleetSpec(_Part):
     object_store: ObjectStoreSpec = Field(examples=["{kind: embedded}"])
     limits: Limits = Field(default=Limits(), examples=["{idle_timeout: 60s, drain: 30s}"])
     head: HeadSpec = Field(default=HeadSpec(), examples=["{cpus: 0}"])
+    span: Annotated[
+        Literal["zone", "any"], fields.one_of(("zone", "any"), "workers of one job lie in")
+    ] = Field(
+        default="zone",
+        description="how far apart the workers of one job may be: in one zone, or in any pools",
+        examples=["zone"],
+    )
+    tenants: tuple[TenantSpec, ...] = Field(
+        default=(), description="who shares the fleet", examples=["[{name: research, share: 2}]"]
+    )
     pools: tuple[PoolSpec, ...] = Field(
         description="where hosts come from",
         examples=[f"[{_POOL}]"],

@@ -49,7 +49,7 @@ from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScali
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from rayburst.train.granted import Granted
-from rayburst.train.grants import Ask
+from rayburst.train.grants import NAMESPACE, Ask
 from rayburst.train.inplace.roster import InPlaceOptions
 from rayburst.train.liveness import unreachable
 from rayburst.train.losses import LossBudget, LossOptions, is_planned
@@ -82,7 +82,6 @@ IN_PLACE_SETTINGS = {
 """On top of SETTINGS where groups are rebuilt in place."""
 
 _Reserved = dict[str, dict[str, float]]  # node id -> resource -> amount
-_KV_NAMESPACE = b"rayburst.train"
 _PROBE_TIMEOUT_S = 1.0
 _IDLE_PAUSE_S = 0.2
 
@@ -98,18 +97,18 @@ def draining_nodes() -> dict[str, float | None]:
 
 def kv_put(key: str, value: bytes) -> None:
     """Store `value` at `key` in the head's key-value store: small, not durable."""
-    internal_kv._internal_kv_put(key.encode(), value, namespace=_KV_NAMESPACE)
+    internal_kv._internal_kv_put(key.encode(), value, namespace=NAMESPACE)
 
 
 def kv_get(key: str) -> bytes | None:
     """The value at `key`, or None."""
-    value: bytes | None = internal_kv._internal_kv_get(key.encode(), namespace=_KV_NAMESPACE)
+    value: bytes | None = internal_kv._internal_kv_get(key.encode(), namespace=NAMESPACE)
     return value
 
 
 def kv_delete(key: str) -> None:
     """Remove `key`; one that is not there is fine."""
-    internal_kv._internal_kv_del(key.encode(), namespace=_KV_NAMESPACE)
+    internal_kv._internal_kv_del(key.encode(), namespace=NAMESPACE)
 
 
 def submission_id(environ: Mapping[str, str]) -> str:
@@ -301,6 +300,11 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
         return count
 
     def _get_reserved_resources(self) -> _Reserved | None:
+        nodes = ray.nodes()
+        granted = self._granted.inside(_hosts(nodes))
+        if granted is not None:
+            # the coordinator gives whole nodes to whichever run asked first, the planner by turn
+            return {n["NodeID"]: n["Resources"] for n in nodes if n["NodeID"] in granted}
         # As the parent does, but with a fresh look at the cluster: the coordinator looks only every
         # 20 s by itself, so a new node would wait and a dead one would still count.
         now = time.monotonic()

@@ -56,6 +56,12 @@ class Granted:
             self._put(ask_key(self._id), ask.to_json())
             self._told = ask
 
+    def inside(self, hosts: Mapping[str, str]) -> set[str] | None:
+        """The nodes that are granted to this run; None where nobody grants it any."""
+        if not self._id or self._get(PLANNER_KEY) is None:
+            return None
+        return set(hosts) - self.outside(hosts)
+
     def outside(self, hosts: Mapping[str, str]) -> set[str]:
         """The nodes (ids) that this run must leave alone; `hosts` is node id -> host."""
         body = self._get(grant_key(self._id)) if self._id else None

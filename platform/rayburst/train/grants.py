@@ -18,7 +18,20 @@ from typing import Any
 
 from rayburst.train.progress import Progress
 
-__all__ = ["PLANNER_KEY", "Ask", "Grant", "Measured", "ask_key", "claimed", "grant_key", "outside"]
+__all__ = [
+    "NAMESPACE",
+    "PLANNER_KEY",
+    "Ask",
+    "Grant",
+    "Measured",
+    "ask_key",
+    "claimed",
+    "grant_key",
+    "outside",
+]
+
+NAMESPACE = b"rayburst.train"
+"""Of the head's key-value store, for all that training and planner leave for each other."""
 
 PLANNER_KEY = "planner"
 """Where a planner says that it is there: JSON list of the hosts that are granted to some job."""
@@ -79,11 +92,13 @@ class Grant:
 
     Attributes:
         hosts: the hosts it may run on now, by name.
+        coming: hosts that wait for it until all of its new place is there.
         pools: hosts by pool that are meant for it, those included that are still to come.
         why: the reason, in words and numbers; for a job that waits, what it waits for.
     """
 
     hosts: tuple[str, ...] = ()
+    coming: tuple[str, ...] = ()
     pools: Mapping[str, int] = field(default_factory=dict)
     why: str = ""
 
@@ -95,7 +110,8 @@ class Grant:
     def from_json(cls, body: bytes) -> Grant:
         """Reads what `to_json` wrote."""
         raw: dict[str, Any] = json.loads(body)
-        return cls(hosts=tuple(raw["hosts"]), pools=raw["pools"], why=raw["why"])
+        lists = {name: tuple(raw[name]) for name in ("hosts", "coming")}
+        return cls(**{**raw, **lists})
 
 
 def claimed(planner: bytes | None) -> frozenset[str] | None:

@@ -20,10 +20,10 @@ from support import wait_for, write_spec
 from rayburst.dev.embedded import down, fleet_dir, up
 from rayburst.errors import FleetBrokenError, FleetNotFoundError, StartError, StoreError
 from rayburst.fleet import processes
-from rayburst.fleet.agent import monitor_process
 from rayburst.fleet.events import EventLog, NodeEvent
 from rayburst.fleet.files import read_json
 from rayburst.fleet.layout import FleetDir
+from rayburst.fleet.monitor import monitor_process
 from rayburst.sdk import connect
 
 pytestmark = pytest.mark.timeout(300)

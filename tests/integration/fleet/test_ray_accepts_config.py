@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from rayburst.fleet.planner import Caps
 from rayburst.fleet.render import node_labels, ray_config, to_yaml
 from rayburst.fleet.spec import FleetSpec, default_path
+from rayburst.fleet.view import Caps
 
 SPEC = FleetSpec.load(default_path())
 OPEN = {"rack": Caps(min=0, max=2), "spot-b": Caps(min=1, max=1)}

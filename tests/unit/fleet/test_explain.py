@@ -20,7 +20,7 @@ def test_the_default_fleet_in_words() -> None:
     text = explain(spec)
     assert "fleet local: up to 8 hosts in 4 pools" in text
     assert "asked first: rack (on-prem), then spot-a, spot-b (spot)" in text
-    assert "only for work that asks for on-demand: cloud" in text
+    assert "only for work that asks for on-demand, or whose deadline needs it: cloud" in text
     assert "all hosts together: 10.56 USD an hour" in text
     assert "without on-demand: 4.44 USD an hour" in text
     assert "without work no host runs" in text

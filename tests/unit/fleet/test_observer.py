@@ -11,9 +11,9 @@ from rayburst.fleet.observer import (
     fleet_view,
     new_tags,
 )
-from rayburst.fleet.planner import NodeState
 from rayburst.fleet.pools.base import Host, Notice
 from rayburst.fleet.spec import FleetSpec
+from rayburst.fleet.view import NodeState
 
 SPEC = FleetSpec.parse(
     """

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayburst.fleet.packing import LabelRule, Request, RequestKind
-from rayburst.fleet.planner import (
-    BUDGET_LAG_S,
-    DRAIN_VISIBLE_S,
-    POOL_COOLDOWN_S,
+from rayburst.fleet.planner import DRAIN_VISIBLE_S, plan_fleet
+from rayburst.fleet.spec import Market
+from rayburst.fleet.supply import BUDGET_LAG_S, POOL_COOLDOWN_S
+from rayburst.fleet.view import (
     ActionKind,
     Caps,
     Demand,
@@ -19,9 +19,7 @@ from rayburst.fleet.planner import (
     NodeState,
     NodeView,
     PoolView,
-    plan_fleet,
 )
-from rayburst.fleet.spec import Market
 
 NOW = 1_000.0
 CPU = Request(resources={"CPU": 1})
@@ -198,8 +196,8 @@ def test_a_budget_is_kept_with_the_drain_reserved():
     at_the_edge = replace(inside, spent_usd=1.0 - reserve)
     sent_away = plan_fleet(at_the_edge, Demand()).actions
     assert [(a.kind, a.subject) for a in sent_away] == [
-        (ActionKind.DISMISS, "rack-1"),
-        (ActionKind.DISMISS, "spot-a-1"),
+        (ActionKind.DRAIN, "rack-1"),
+        (ActionKind.DRAIN, "spot-a-1"),
     ]
 
 
@@ -255,7 +253,9 @@ def test_granting_what_was_asked_for_ends_the_asking(nodes, requests):
     """Nodes granted at one tick serve the same demand at the next: no oscillation."""
     fleet = view(*nodes)
     opened = [
-        a for a in plan_fleet(fleet, Demand(requests=requests)).actions if a.kind is ActionKind.OPEN
+        a
+        for a in plan_fleet(fleet, Demand(requests=requests)).actions
+        if a.kind is ActionKind.LAUNCH
     ]
     new = [
         node(f"{action.subject}-new{i}", NodeState.LAUNCHING)
@@ -263,4 +263,4 @@ def test_granting_what_was_asked_for_ends_the_asking(nodes, requests):
         for i in range(action.count)
     ]
     again = plan_fleet(view(*nodes, *new), Demand(requests=requests))
-    assert not [a for a in again.actions if a.kind is ActionKind.OPEN]
+    assert not [a for a in again.actions if a.kind is ActionKind.LAUNCH]

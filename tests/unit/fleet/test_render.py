@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from rayburst.fleet.planner import Caps
 from rayburst.fleet.render import node_labels, node_resources, ray_config, to_yaml
 from rayburst.fleet.spec import FleetSpec, default_path
+from rayburst.fleet.view import Caps
 
 SPEC = FleetSpec.load(default_path())
 GPU = FleetSpec.parse("""\

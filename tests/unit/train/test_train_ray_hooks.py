@@ -311,6 +311,21 @@ def test_a_job_starts_on_the_hosts_of_its_grant_and_waits_without_one(
     assert selector == {"rayburst.io/host": "in(host-2)"}
 
 
+def test_a_job_counts_its_granted_nodes_whoever_the_coordinator_gave_them_to(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaling = ScalingConfig(num_workers=(1, 4))
+    made = hooks.DrainAwarePolicy(scaling, GrowthOptions())
+    made._granted = Granted(
+        "job-1", kv_get=cluster.kv.get, kv_put=cluster.kv.__setitem__, clock=lambda: cluster.now
+    )
+    cluster.kv["planner"] = b"[]"
+    cluster.kv["jobs/job-1/grant"] = Grant(hosts=("host-3",)).to_json()
+    whole = [{**node, "Resources": {"CPU": 1.0}} for node in cluster.nodes()]
+    monkeypatch.setattr(hooks.ray, "nodes", lambda: whole)
+    assert made._get_reserved_resources() == {"n3": {"CPU": 1.0}}
+
+
 def test_a_job_leaves_hosts_that_its_grant_no_longer_names(
     job: hooks.DrainAwarePolicy, cluster: Cluster
 ) -> None:

@@ -18,6 +18,9 @@ from typing import Protocol
 ENDED_BY_AUTOSCALER = "ended by the autoscaler"
 """Why a host is gone that nothing was wrong with."""
 
+GIVEN_BACK = "given back"
+"""How the reason begins why a host is gone that the planner sent away."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Notice:
@@ -28,14 +31,15 @@ class Notice:
         deadline: unix seconds after which the host is gone.
         why: in words, for people.
         reclaim: True when the owner takes the host at the deadline (spot); False when the fleet
-        asked
-            for it and terminates the host itself.
+            asked for it and terminates the host itself.
+        planned: True when the fleet itself sends the host away: no market took it.
     """
 
     given_at: float
     deadline: float
     why: str
     reclaim: bool = True
+    planned: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -75,6 +75,12 @@ class ProcessPool:
                     f"pool {self.name!r} was asked for {count} more host(s) and has {living} of at "
                     f"most {self._spec.max_hosts}; raise `hosts: {{max: ...}}` in the fleet file"
                 )
+            market = read_json(market_file(self._fleet_dir, self.name))
+            if market is not None and living + count > market["hosts"]:
+                raise PoolError(
+                    f"pool {self.name!r} was asked for {count} more host(s) and has {living}; its "
+                    f"market has {market['hosts']} now (`rayburst market {self.name}` opens it)"
+                )
             return [self._launch_one(tags, why) for _ in range(count)]
 
     def tag(self, host: str, tags: Mapping[str, str]) -> None:
@@ -149,6 +155,11 @@ class ProcessPool:
         with (self._fleet_dir / "hosts.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def market_file(fleet_dir: Path, pool: str) -> Path:
+    """Where it is written how many hosts a pool's market has, while it has fewer than the pool."""
+    return fleet_dir / "market" / f"{pool}.json"
 
 
 def read_host(folder: Path) -> Host | None:

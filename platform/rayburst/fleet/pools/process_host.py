@@ -18,7 +18,7 @@ from pathlib import Path
 from rayburst.fleet import processes
 from rayburst.fleet.interruptions import ProcessNoticeSource, Watcher
 from rayburst.fleet.layout import FleetDir, ray_environment
-from rayburst.fleet.pools.base import Notice
+from rayburst.fleet.pools.base import GIVEN_BACK, Notice
 from rayburst.fleet.pools.process import mark_gone, read_host, record_init
 from rayburst.fleet.render import node_labels
 
@@ -67,7 +67,8 @@ def main(folder: Path) -> int:
     while raylet.is_running():
         notice = watcher.step()
         if notice is not None and notice.reclaim and time.time() >= notice.deadline:
-            return _leave(fleet, folder, host.id, f"taken: {notice.why}")
+            how = GIVEN_BACK if notice.planned else "taken"
+            return _leave(fleet, folder, host.id, f"{how}: {notice.why}")
         time.sleep(_POLL_S)
     return _leave(fleet, folder, host.id, "its raylet ended")
 

@@ -1,0 +1,77 @@
+"""The planner's decisions, as events: what was decided, about whom, and why.
+
+    log = DecisionLog(store, spool=fleet.spool)
+    log.append(DecisionBatch(t=now, decisions=(...)))
+    for decision in log.last(20): ...
+
+A decision is written when it is new: the same one of the second before is not said again. Those
+about a job carry what it was granted and what it had cost by then, so that an agent that is started
+again knows what every job and tenant has spent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rayburst.checkpoint.store import ObjectStore
+from rayburst.fleet.events import Journal
+
+_PREFIX = "decisions/"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecisionEvent:
+    """One decision.
+
+    Attributes:
+        t: unix seconds.
+        kind: an ActionKind, or `grant` and `end` of a job.
+        subject: a pool, a host or a job's submission id.
+        hosts, pools, usd_per_hour, spent_usd: of a job, with `grant` and `end`.
+    """
+
+    t: float
+    kind: str
+    subject: str
+    why: str
+    count: int = 1
+    tenant: str = ""
+    hosts: tuple[str, ...] = ()
+    pools: Mapping[str, int] = field(default_factory=dict)
+    usd_per_hour: float = 0.0
+    spent_usd: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionBatch:
+    """What was decided at one moment."""
+
+    t: float
+    decisions: tuple[DecisionEvent, ...]
+
+    @property
+    def key(self) -> str:
+        return f"{_PREFIX}{round(self.t * 1000):015d}.json"
+
+
+class DecisionLog(Journal[DecisionBatch]):
+    """Append to and read the decisions of a fleet."""
+
+    def __init__(self, store: ObjectStore, *, spool: Path) -> None:
+        super().__init__(store, spool=spool / "decisions", prefix=_PREFIX, parse=_parse)
+
+    def last(self, count: int | None = None) -> list[DecisionEvent]:
+        """The newest decisions, oldest of them first; all of them without a count."""
+        batches = self.read(last=count)
+        found = [decision for batch in batches for decision in batch.decisions]
+        return found if count is None else found[-count:]
+
+
+def _parse(data: bytes) -> DecisionBatch:
+    raw: dict[str, Any] = json.loads(data)
+    decisions = tuple(DecisionEvent(**{**d, "hosts": tuple(d["hosts"])}) for d in raw["decisions"])
+    return DecisionBatch(t=raw["t"], decisions=decisions)

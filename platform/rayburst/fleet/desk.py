@@ -1,0 +1,114 @@
+"""Where jobs and the planner meet: asks are read, grants and decisions are published.
+
+    desk = Desk(gcs, log, spec)
+    demand = desk.demand(ray, prices, now)
+    desk.publish(plan, prices, now)
+    desk.lines(now)                         # for `rayburst queue`
+
+Acts on Ray's key-value store and on the decision log; what it knows of jobs is in `book.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from rayburst.errors import StoreError
+from rayburst.fleet._ray_hooks import Gcs, RayView
+from rayburst.fleet.book import Book
+from rayburst.fleet.decisions import DecisionBatch, DecisionEvent, DecisionLog
+from rayburst.fleet.jobs import JobView
+from rayburst.fleet.lines import JobLine, job_line
+from rayburst.fleet.planner import claimed_hosts
+from rayburst.fleet.spec import FleetSpec
+from rayburst.fleet.view import ActionKind, Demand, Plan
+from rayburst.train.grants import PLANNER_KEY, Grant, ask_key, grant_key
+
+_LOG = logging.getLogger("rayburst.agent")
+
+
+class Desk:
+    """One fleet's jobs. Reads what was granted and spent before from the decision log."""
+
+    def __init__(self, gcs: Gcs, log: DecisionLog, spec: FleetSpec) -> None:
+        self._gcs, self._log, self._spec = gcs, log, spec
+        self._book: Book | None = None
+        self._views: Sequence[JobView] = ()
+        self._plan: Plan | None = None
+        self._published: dict[str, Grant] = {}
+        self._claimed: bytes | None = None
+
+    def demand(self, ray: RayView, prices: Mapping[str, float | None], now: float) -> Demand:
+        """What Ray and the jobs ask for at `now`.
+
+        Raises:
+            StoreError: nobody knows what was spent before, and a budget must be kept.
+            ray.exceptions.RpcError: Ray's head does not answer.
+        """
+        book = self._opened()
+        jobs = self._gcs.jobs()
+        book.charge(now, prices)
+        ended = book.end((job.id for job in jobs), now)
+        for entry in ended:
+            self._gcs.delete(grant_key(entry.subject))
+            self._gcs.delete(ask_key(entry.subject))
+        self._write(ended, now)
+        found = self._gcs.read(ask_key(job.id) for job in jobs)
+        asks = {job.id: body for job in jobs if (body := found.get(ask_key(job.id)))}
+        self._views = book.views(jobs, asks, now)
+        return Demand(
+            requests=ray.requests, jobs=self._views, tenants=book.tenants(self._spec.tenants)
+        )
+
+    def publish(self, plan: Plan, prices: Mapping[str, float | None], now: float) -> None:
+        """Give the jobs their grants and write down what is new. Writing it twice is once."""
+        self._plan = plan
+        for job, grant in plan.grants.items():
+            if self._published.get(job) != grant:
+                self._gcs.write(grant_key(job), grant.to_json())
+        self._published = dict(plan.grants)
+        claimed = json.dumps(claimed_hosts(plan.grants)).encode()
+        if claimed != self._claimed:
+            self._gcs.write(PLANNER_KEY, claimed)
+            self._claimed = claimed
+        new = self._opened().enter(plan, now, prices)
+        for entry in new:
+            _LOG.info("%s %s x%d: %s", entry.kind, entry.subject, entry.count, entry.why)
+        self._write(new, now)
+
+    def flush(self) -> None:
+        """Send decisions that wait on disk."""
+        self._log.flush()
+
+    def lines(self) -> list[dict[str, object]]:
+        """Every job as `rayburst queue` shows it."""
+        grants = self._plan.grants if self._plan else {}
+        said: dict[str, list[str]] = {}
+        for action in self._plan.actions if self._plan else ():
+            if action.kind in (ActionKind.LATE, ActionKind.SHORT, ActionKind.MOVE):
+                said.setdefault(action.subject, []).append(action.why)
+        found: list[JobLine] = [
+            job_line(view, grants.get(view.id), said.get(view.id, [])) for view in self._views
+        ]
+        return [asdict(line) for line in found]
+
+    def _opened(self) -> Book:
+        if self._book is None:
+            try:
+                self._book = Book(past=self._log.last())
+            except StoreError:
+                if _has_budgets(self._spec):
+                    raise
+                _LOG.warning("the decision log cannot be read: jobs start with nothing spent")
+                self._book = Book()
+        return self._book
+
+    def _write(self, new: Sequence[DecisionEvent], now: float) -> None:
+        if new:
+            self._log.append(DecisionBatch(t=now, decisions=tuple(new)))
+
+
+def _has_budgets(spec: FleetSpec) -> bool:
+    return any(tenant.budget_usd is not None for tenant in spec.tenants)

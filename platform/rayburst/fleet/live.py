@@ -1,0 +1,236 @@
+"""Where one job should run now: the deadline policy on a fleet's pools. Pure.
+
+    wish = wish_for(site, policy, left_usd=None)
+    wish.pools, wish.why
+
+The same `DeadlinePolicy` that replay measures decides between spot, on-demand and waiting; here its
+question is put together from pools: a zone is a domain with spot for the gang, its price is that of
+the nodes the gang needs there. Above it stands what replay does not have: owned hosts come first
+and are kept while the deadline allows, a floor, a market policy, the size of the gang.
+
+It decides for one job. Who comes first is in `turns.py`, how hosts are swapped in `moves.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from rayburst.fleet.deadline import DeadlinePolicy
+from rayburst.fleet.hazards import Hazards, pooled_prior
+from rayburst.fleet.job_state import Decision, JobMarketState, Runs, ZoneNow
+from rayburst.fleet.jobs import MarketPolicy, changeover_s, wanted_workers, work_left_s
+from rayburst.fleet.recorded import RECORDED
+from rayburst.fleet.site import ALL, HOME, NOTHING, USUAL, Site, Wish
+from rayburst.fleet.spec import Market
+
+TICK_S = 15.0
+"""The longest time from a change in the fleet to a decision that knows of it: a dead node's 5 s,
+the agent's second, the trainer's ask, a busy machine."""
+
+ALLOWED = {
+    MarketPolicy.AUTO: USUAL,
+    MarketPolicy.ON_PREM: HOME,
+    MarketPolicy.SPOT: USUAL,
+    MarketPolicy.ON_DEMAND: ALL,
+}
+ZONES = 6
+"""Spot domains that are up which one decision looks at, of twice as many, the cheapest first."""
+
+_SPOT = frozenset({Market.SPOT})
+_ON_DEMAND = frozenset({Market.ON_DEMAND})
+_DEAR = frozenset({Market.ON_PREM, Market.ON_DEMAND})
+_PRIOR = pooled_prior(RECORDED)
+
+
+def prior() -> Hazards:
+    """Rates of a spot pool of which nothing is known yet."""
+    return _PRIOR
+
+
+def wish_for(site: Site, policy: DeadlinePolicy, *, left_usd: float | None) -> Wish:
+    """What a job should have now; `left_usd` is what it may still spend, drains reserved."""
+    terms, size = site.job.terms, wanted_workers(site.job, site.supply.view.now)
+    if left_usd is not None and left_usd <= 0:
+        wish = replace(NOTHING, why="its budget is spent", short_usd=max(-left_usd, 1e-4))
+    elif (settled := site.settled(size)) is not None:
+        wish = replace(settled, why=f"all {size} workers it wants")
+    elif terms.deadline is None or terms.market is not MarketPolicy.AUTO:
+        wish = _usual(site, size)
+    elif work_left_s(site.ask, size) is None:
+        wish = _to_measure(site, size)
+    else:
+        wish = _by_deadline(site, size, policy, left_usd)
+    late_s = max(wish.late_s, -spare_s(site, wish.workers or size), 0.0)
+    return replace(wish, size=size, late_s=late_s)
+
+
+def _usual(site: Site, size: int) -> Wish:
+    """On-prem, then spot; on-demand for a floor, or where the terms say so."""
+    terms = site.job.terms
+    wish = site.best(size, ALLOWED[terms.market])
+    if wish.workers < terms.floor and terms.market is not MarketPolicy.ON_PREM:
+        floor = site.best(max(terms.floor, site.least), ALL)
+        if floor.workers > wish.workers:
+            why = f"a floor of {terms.floor} workers, and other markets have {wish.workers}"
+            return replace(floor, why=why)
+    if wish is NOTHING:
+        return replace(wish, why=f"no domain has room for its {site.least} worker(s)")
+    return replace(wish, why=f"{wish.workers} of {size} workers")
+
+
+def _to_measure(site: Site, size: int) -> Wish:
+    """Nobody knows yet how long the work takes: start where there is something, to measure it."""
+    wish = site.best(size, USUAL)
+    if wish is NOTHING:
+        wish = site.best(site.least, ALL)
+    return replace(wish, why=f"{wish.workers} of {size} workers, to measure how long the work is")
+
+
+def _by_deadline(site: Site, size: int, policy: DeadlinePolicy, left_usd: float | None) -> Wish:
+    home = site.best(size, HOME)
+    if home is not NOTHING and not _pressed(site, home):
+        spare = _h(spare_s(site, home.workers))
+        return replace(home, why=f"{spare} to spare with {home.workers} workers at home")
+    state = market_state(site, size, left_usd)
+    if state is None:
+        return _without_prices(site, size)
+    return _carried_out(site, size, policy.decide(state), home)
+
+
+def _without_prices(site: Site, size: int) -> Wish:
+    """Where spot and on-demand cannot be compared: spot, and on-demand when time presses."""
+    wish = site.best(size, USUAL)
+    if _pressed(site, wish):
+        wish = site.best(size, ALL)
+    return replace(wish, why="spot and on-demand cannot be compared: a price is unknown")
+
+
+def _carried_out(site: Site, size: int, decision: Decision, home: Wish) -> Wish:
+    """A decision as nodes of pools. What cannot be had falls back to what can."""
+    wish, why = NOTHING, decision.why
+    if decision.action is Runs.SPOT and decision.zone is not None:
+        wish = site.fill(decision.zone, size, USUAL)
+        if wish.workers < size and _pressed(site, wish) and not decision.short_usd:
+            wish = site.fill(decision.zone, size, ALL)
+            why += f"; {wish.workers} of {size} workers with on-demand, since time presses"
+    elif decision.action is Runs.ON_DEMAND:
+        wish = site.best(size, _DEAR)
+    if wish.workers < site.least and decision.action is not Runs.IDLE:
+        wish = site.best(size, ALL)
+        why += "; there is no room for that, this is what there is"
+    if wish.workers < site.least:
+        wish = home
+    return replace(wish, why=why, late_s=decision.late_s, short_usd=decision.short_usd)
+
+
+def spare_s(site: Site, workers: int) -> float:
+    """Time to the deadline that work and the changeover still owed leave over."""
+    left = work_left_s(site.ask, workers)
+    deadline = site.job.terms.deadline
+    if left is None or deadline is None:
+        return math.inf
+    owed = 0.0 if site.ask.hosts else changeover_s(site.ask)
+    return deadline - site.supply.view.now - left - owed
+
+
+def _pressed(site: Site, wish: Wish) -> bool:
+    """Whether staying with these workers puts the deadline at risk; told earlier from outside."""
+    net_s = 2 * move_s(site) + TICK_S
+    lives = wish.domain is not None and site.held_in(wish.domain, ALL) >= site.least
+    return spare_s(site, wish.workers) < (net_s if lives else 1.5 * net_s)
+
+
+def move_s(site: Site) -> float:
+    """From asking for hosts to training on them."""
+    return changeover_s(site.ask) + site.supply.slowest_start_s
+
+
+def market_state(site: Site, size: int, left_usd: float | None) -> JobMarketState | None:
+    """The job and its markets as the policy wants them; None where prices are not known."""
+    job, now = site.job, site.supply.view.now
+    deadline, work = job.terms.deadline, work_left_s(site.ask, size)
+    dear = _on_demand_usd(site, size)
+    zones = _zones(site, size)
+    if deadline is None or work is None or dear is None:
+        return None
+    runs, zone = _runs(site, zones)
+    change_s = move_s(site)
+    return JobMarketState(
+        work_left_s=work,
+        time_left_s=deadline - now,
+        horizon_s=max(deadline - job.submitted_at, TICK_S),
+        changeover_s=change_s,
+        tick_s=TICK_S,
+        zones=zones,
+        on_demand_usd_per_hour=dear,
+        runs=runs,
+        owed_s=0.0 if runs is Runs.IDLE or site.ask.hosts else change_s,
+        zone=zone,
+        together=(site.supply.view.together or prior()) if len(zones) > 1 else None,
+        budget_left_usd=left_usd,
+    )
+
+
+def _on_demand_usd(site: Site, size: int) -> float | None:
+    """The least that the gang would cost on-demand, by the hour; None: no known price."""
+    cheapest = site.supply.by_price(site.ask.resources, site.span_any, Market.ON_DEMAND)
+    return next(iter(cheapest.values())) * size if cheapest else None
+
+
+def _runs(site: Site, zones: list[ZoneNow]) -> tuple[Runs, str | None]:
+    """What it runs on: hosts at home alone are no market, so idle."""
+    for domain in site.lives_in():
+        if site.held_in(domain, ALL) < site.least:
+            continue
+        if site.held_in(domain, _ON_DEMAND):
+            return Runs.ON_DEMAND, None
+        if site.held_in(domain, _SPOT) and any(zone.name == domain for zone in zones):
+            return Runs.SPOT, domain
+    return Runs.IDLE, None
+
+
+def _zones(site: Site, size: int) -> list[ZoneNow]:
+    """Where it lives, and the cheapest domains with spot: enough to choose from.
+
+    Jobs of a kind share one look at the domains. Those that come later in the plan may find less.
+    """
+    cheapest = site.supply.by_price(site.ask.resources, site.span_any, Market.SPOT)
+    lives = [domain for domain in site.lives_in() if domain in cheapest]
+    kind = (site.supply.shape(site.ask.resources), site.span_any, site.least, size)
+    seen = site.supply.zones.get(kind)
+    if seen is None:
+        seen = site.supply.zones[kind] = _look(site, size, list(cheapest)[: 2 * ZONES])
+    return [_zone(site, d, size) for d in lives] + [z for z in seen if z.name not in lives]
+
+
+def _look(site: Site, size: int, domains: list[str]) -> list[ZoneNow]:
+    zones: list[ZoneNow] = []
+    for domain in domains:
+        if len([zone for zone in zones if zone.up]) < ZONES:
+            zones.append(_zone(site, domain, size))
+    return zones
+
+
+def _zone(site: Site, domain: str, size: int) -> ZoneNow:
+    """A domain with spot. It is up where the least size could be had now, some of it spot."""
+    stock, fit = next(
+        one
+        for one in site.domains[domain]
+        if one[0].view.market is Market.SPOT and one[0].view.price_usd_per_hour
+    )
+    wish = site.fill(domain, size, USUAL)
+    has_spot = any(site.supply.pools[pool].view.market is Market.SPOT for pool in wish.pools)
+    rates = stock.view.spot
+    return ZoneNow(
+        name=domain,
+        up=has_spot and wish.workers >= site.least,
+        age_s=rates.age_s if rates else 0.0,
+        usd_per_hour=stock.price * math.ceil(size / fit),
+        hazards=rates.hazards if rates else prior(),
+        other_up=rates.other_up if rates else 0.5,
+    )
+
+
+def _h(seconds: float) -> str:
+    return f"{seconds / 3600:.2f} h"

@@ -1,0 +1,94 @@
+"""What each job may still spend: its own budget and its tenant's, drains kept back. Pure.
+
+    purse = Purse(supply, tenants, jobs)
+    purse.left(job)                         # USD; None is no limit
+    purse.affords(job, {"spot-a": 2})       # whether two more hosts can be paid and drained again
+
+A host commits its job to what it costs until a decision reaches it and it has drained, and to the
+shortest time that it is paid for. The fleet's own budget is kept by `supply.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from rayburst.fleet.jobs import JobView, Tenant
+from rayburst.fleet.supply import BUDGET_LAG_S, Supply
+
+
+class Purse:
+    """Money left by job and by tenant, going down as a plan gives."""
+
+    def __init__(
+        self, supply: Supply, tenants: Mapping[str, Tenant], jobs: Iterable[JobView]
+    ) -> None:
+        self._supply = supply
+        self._jobs: dict[str, float] = {}
+        self._tenants = {
+            name: tenant.budget_usd - tenant.spent_usd
+            for name, tenant in tenants.items()
+            if tenant.budget_usd is not None
+        }
+        for job in jobs:
+            if job.terms.budget_usd is not None:
+                self._jobs[job.id] = job.terms.budget_usd - job.spent_usd
+            if job.id in self._jobs or job.terms.tenant in self._tenants:
+                for pool, hosts in supply.holds(job.id).items():
+                    self._keep_back(job, self._kept_usd(pool, hosts))
+
+    def left(self, job: JobView) -> float | None:
+        """What a job may still spend; None is no limit."""
+        known = [
+            left
+            for left in (self._jobs.get(job.id), self._tenants.get(job.terms.tenant))
+            if left is not None
+        ]
+        return min(known, default=None)
+
+    def affords(self, job: JobView, more: Mapping[str, int]) -> bool:
+        """Whether a job can pay so many more hosts of each pool, and drain them again.
+
+        A host whose price is unknown can be paid by nobody who has a limit.
+        """
+        left = self.left(job)
+        if left is None:
+            return True
+        pools = [self._supply.pools[pool].view for pool, count in more.items() if count > 0]
+        if any(pool.price_usd_per_hour is None for pool in pools):
+            return False
+        usd = self._usd(more)
+        return usd == 0 or usd < left
+
+    def spend(self, job: JobView, more: Mapping[str, int]) -> None:
+        """Note that a job got these hosts."""
+        if job.id in self._jobs or job.terms.tenant in self._tenants:
+            self._keep_back(job, self._usd(more))
+
+    def _usd(self, more: Mapping[str, int]) -> float:
+        view = self._supply.view
+        return sum(
+            count
+            * self._supply.pools[pool].price
+            * max(view.drain_s + BUDGET_LAG_S, self._supply.pools[pool].view.shortest_paid_s)
+            / 3600
+            for pool, count in more.items()
+            if count > 0
+        )
+
+    def _kept_usd(self, pool: str, hosts: Iterable[str]) -> float:
+        stock, view = self._supply.pools[pool], self._supply.view
+        return sum(
+            stock.price
+            * max(
+                view.drain_s + BUDGET_LAG_S,
+                stock.view.shortest_paid_s - self._supply.node[host].age_s,
+            )
+            / 3600
+            for host in hosts
+        )
+
+    def _keep_back(self, job: JobView, usd: float) -> None:
+        if job.id in self._jobs:
+            self._jobs[job.id] -= usd
+        if job.terms.tenant in self._tenants:
+            self._tenants[job.terms.tenant] -= usd

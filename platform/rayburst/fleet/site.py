@@ -1,0 +1,145 @@
+"""The pools that one job could use, and what of them it could have. Pure.
+
+    site = Site(job, ask, supply, span_any=False)
+    site.best(4, USUAL)          # nodes by pool for up to four workers, in one domain
+
+A gang stays in one domain. What it holds there comes first, so that the same fleet gets the same
+answer again. Knows no deadline: that is `live.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from rayburst.fleet.jobs import JobView
+from rayburst.fleet.spec import Market
+from rayburst.fleet.supply import Supply
+from rayburst.train.grants import Ask
+
+HOME = frozenset({Market.ON_PREM})
+USUAL = frozenset({Market.ON_PREM, Market.SPOT})
+ALL = frozenset(Market)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wish:
+    """What a job should have: `pools` is nodes by pool; none is waiting.
+
+    Attributes:
+        workers: how many workers these nodes hold, at most what is wanted.
+        size: how many are wanted.
+        late_s, short_usd: as in a deadline's Decision.
+    """
+
+    pools: Mapping[str, int] = field(default_factory=dict)
+    workers: int = 0
+    size: int = 0
+    usd_per_hour: float = 0.0
+    domain: str | None = None
+    why: str = ""
+    late_s: float = 0.0
+    short_usd: float = 0.0
+
+    def because(self, why: str) -> Wish:
+        """The same for another reason."""
+        return replace(self, why=why)
+
+
+NOTHING = Wish()
+
+
+class Site:
+    """One job before the pools, while a plan is made."""
+
+    def __init__(self, job: JobView, ask: Ask, supply: Supply, *, span_any: bool) -> None:
+        self.job, self.ask, self.supply = job, ask, supply
+        self.least = max(ask.least, 1)
+        self.span_any = span_any if job.terms.span_any is None else job.terms.span_any
+        self.holds = supply.holds(job.id)
+        self.domains = supply.fitting(ask.resources, self.span_any)
+
+    def held_in(self, domain: str, markets: frozenset[Market]) -> int:
+        """Workers that fit the hosts it holds in a domain."""
+        if not self.holds:
+            return 0
+        return sum(
+            len(self.holds.get(stock.view.name, ())) * fit
+            for stock, fit in self.domains.get(domain, ())
+            if stock.view.market in markets
+        )
+
+    def settled(self, size: int) -> Wish | None:
+        """What it holds, where that is all it wants: the full size in one domain, none dear."""
+        domains, workers, usd = set(), 0, 0.0
+        smallest = size
+        for pool, hosts in self.holds.items():
+            stock = self.supply.pools[pool]
+            fit = self.supply.fit(pool, self.ask.resources)
+            if stock.view.market is Market.ON_DEMAND:
+                return None
+            domains.add("" if self.span_any else stock.view.domain)
+            workers += len(hosts) * fit
+            smallest = min(smallest, fit)
+            usd += len(hosts) * stock.price
+        if len(domains) != 1 or not size <= workers < size + smallest:
+            return None
+        pools = {pool: len(hosts) for pool, hosts in self.holds.items()}
+        return Wish(pools=pools, workers=size, usd_per_hour=usd, domain=domains.pop())
+
+    def fill(self, domain: str, workers: int, markets: frozenset[Market]) -> Wish:
+        """Nodes of one domain for up to so many workers: those that it holds, then by rank."""
+        usable = [one for one in self.domains[domain] if one[0].view.market in markets]
+        pools: dict[str, int] = {}
+        got = 0
+        if self.holds:
+            for stock, fit in usable:
+                own = len(self.holds.get(stock.view.name, ()))
+                if own and got < workers:
+                    pools[stock.view.name] = min(own, math.ceil((workers - got) / fit))
+                    got += pools[stock.view.name] * fit
+        for stock, fit in usable:
+            if got >= workers:
+                break
+            before = pools.get(stock.view.name, 0)
+            most = self.supply.could(stock, self.job.id)
+            if most > before:
+                pools[stock.view.name] = min(before + math.ceil((workers - got) / fit), most)
+                got += (pools[stock.view.name] - before) * fit
+        usd = sum(count * self.supply.pools[pool].price for pool, count in pools.items())
+        return Wish(pools=pools, workers=min(got, workers), usd_per_hour=usd, domain=domain)
+
+    def best(self, workers: int, markets: frozenset[Market]) -> Wish:
+        """Where it lives, if there is room; else the domain that holds most, the cheapest of them.
+
+        Nothing where no domain holds the least.
+        """
+        lives = [d for d in self.lives_in() if self.held_in(d, ALL) >= self.least]
+        for domain in lives:
+            if (wish := self.fill(domain, workers, markets)).workers >= self.least:
+                return wish
+        question = (self.least, self.supply.shape(self.ask.resources), markets, self.span_any)
+        owns = any(self.supply.pools[pool].view.market in markets for pool in self.holds)
+        if not owns and question in self.supply.in_vain:
+            return NOTHING
+        found = NOTHING
+        enough = workers if owns else min(workers, self.supply.ceiling.get(question[1:], workers))
+        for domain in self.supply.cheapest_first(self.ask.resources, self.span_any, markets):
+            wish = self.fill(domain, workers, markets)
+            if wish.workers >= self.least and wish.workers > found.workers:
+                found = wish
+            if found.workers >= enough:
+                return found
+        if not owns and found is NOTHING:
+            self.supply.in_vain.add(question)
+        elif not owns:
+            self.supply.ceiling[question[1:]] = found.workers
+        return found
+
+    def lives_in(self) -> list[str]:
+        """The domains in which it holds hosts."""
+        if self.span_any:
+            return [""] if self.holds and "" in self.domains else []
+        found = (self.supply.pools[pool].view.domain for pool in self.holds)
+        return [domain for domain in dict.fromkeys(found) if domain in self.domains]

@@ -1,0 +1,265 @@
+"""What there is to give, pool by pool, while one plan is made. Pure: it changes only itself.
+
+    supply = Supply(view)
+    supply.hold("job-1", hosts)             # what a job has already
+    supply.could(pool, "job-1")             # nodes of this pool that it could have at most
+    supply.add(pool, 2, "job-1")            # free ones, then those on their way, then launches
+
+Every look is by pool, so that a plan costs one pass over the nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rayburst.fleet.job_state import ZoneNow
+from rayburst.fleet.spec import Market
+from rayburst.fleet.view import FleetView, NodeState, NodeView, PoolView
+
+POOL_COOLDOWN_S = 30.0
+"""How long a pool stays closed after a launch failed, and ranks last after an interruption."""
+
+BUDGET_LAG_S = 3.0
+"""How long a decision may take to reach a host: two ticks and the host's own poll."""
+
+MARKET_RANK = {Market.ON_PREM: 0, Market.SPOT: 1, Market.ON_DEMAND: 2}
+_BUSY_EPSILON = 1e-6
+
+
+@dataclass(slots=True)
+class PoolStock:
+    """One pool while a plan is made."""
+
+    view: PoolView
+    nodes: list[NodeView] = field(default_factory=list)
+    free: list[str] = field(default_factory=list)
+    leaving: list[str] = field(default_factory=list)
+    """Hosts that a job still runs on though its grant no longer names them."""
+    promised: int = 0
+    launches: list[str] = field(default_factory=list)
+    """For whom each new node is launched."""
+
+    @property
+    def price(self) -> float:
+        return self.view.price_usd_per_hour or 0.0
+
+    @property
+    def room(self) -> int:
+        """Nodes that could still be launched, were it open."""
+        return self.view.max_hosts - len(self.nodes) - self.view.promised - len(self.launches)
+
+
+class Supply:
+    """Hosts, free and held, and what may still be launched. Order of pools: see `rank`."""
+
+    def __init__(self, view: FleetView, occupied: Collection[str] = ()) -> None:
+        self.view = view
+        self.pools = {pool.name: PoolStock(pool, promised=pool.promised) for pool in view.pools}
+        self.node: dict[str, NodeView] = {}
+        self.held: dict[str, dict[str, list[str]]] = {}
+        """Job -> pool -> hosts."""
+        self._holder: dict[str, str] = {}
+        self._usd_per_hour = 0.0
+        self._shortest_usd = 0.0
+        for node in view.nodes:
+            stock = self.pools.get(node.pool)
+            if stock is None:
+                continue
+            stock.nodes.append(node)
+            self.node[node.host] = node
+            if node.state is NodeState.DRAINING:
+                continue
+            if node.host in occupied:
+                stock.leaving.append(node.host)
+            elif unused(node):
+                stock.free.append(node.host)
+        for stock in self.pools.values():
+            stock.free.reverse()  # taken from the end: those that were asked for first
+            self._usd_per_hour += stock.price * (len(stock.nodes) + stock.promised)
+        self.order = sorted(self.pools.values(), key=lambda stock: rank(stock.view, view.now))
+        self._closed: dict[str, str | None] = {}
+        self._fitting: dict[object, Mapping[str, Sequence[tuple[PoolStock, int]]]] = {}
+        self._fit: dict[tuple[str, object], int] = {}
+        self._order: dict[object, Sequence[str]] = {}
+        self._by_price: dict[object, Mapping[str, float]] = {}
+        self.slowest_start_s = max((pool.start_s for pool in view.pools), default=0.0)
+        self.in_vain: set[object] = set()
+        """Questions that found nothing: within one plan there is never more again."""
+        self.ceiling: dict[object, int] = {}
+        """The most workers that one domain had room for when all were looked at last."""
+        self.zones: dict[object, list[ZoneNow]] = {}
+        """Spot zones as the first job of a kind saw them in this plan."""
+
+    def shape(self, resources: Mapping[str, float]) -> object:
+        """What is equal for equal resources."""
+        return tuple(sorted(resources.items()))
+
+    def fit(self, pool: str, resources: Mapping[str, float]) -> int:
+        """How often something that takes `resources` fits one node of a pool."""
+        key = (pool, self.shape(resources))
+        if key not in self._fit:
+            self._fit[key] = times(self.pools[pool].view.resources, resources)
+        return self._fit[key]
+
+    def fitting(
+        self, resources: Mapping[str, float], span_any: bool
+    ) -> Mapping[str, Sequence[tuple[PoolStock, int]]]:
+        """Domain -> pools with the number of workers that fit one node of each, best first."""
+        key = (self.shape(resources), span_any)
+        if key not in self._fitting:
+            found: dict[str, list[tuple[PoolStock, int]]] = {}
+            for stock in self.order:
+                if (count := self.fit(stock.view.name, resources)) > 0:
+                    domain = "" if span_any else stock.view.domain
+                    found.setdefault(domain, []).append((stock, count))
+            self._fitting[key] = found
+        return self._fitting[key]
+
+    def cheapest_first(
+        self, resources: Mapping[str, float], span_any: bool, markets: frozenset[Market]
+    ) -> Sequence[str]:
+        """The domains with pools of these markets: by their best market, then by its price."""
+        key = (self.shape(resources), span_any, markets)
+        if key not in self._order:
+            ranks = {
+                domain: min(rank(stock.view, self.view.now) for stock, _ in usable)
+                for domain, stocks in self.fitting(resources, span_any).items()
+                if (usable := [one for one in stocks if one[0].view.market in markets])
+            }
+            self._order[key] = sorted(ranks, key=lambda domain: ranks[domain])
+        return self._order[key]
+
+    def by_price(
+        self, resources: Mapping[str, float], span_any: bool, market: Market
+    ) -> Mapping[str, float]:
+        """Domain -> USD an hour of one worker on its cheapest pool of a market, cheapest first.
+
+        Pools of unknown price are left out.
+        """
+        key = (self.shape(resources), span_any, market)
+        if key not in self._by_price:
+            found: dict[str, float] = {}
+            for domain, stocks in self.fitting(resources, span_any).items():
+                usd = [
+                    stock.price / fit
+                    for stock, fit in stocks
+                    if stock.view.market is market and stock.view.price_usd_per_hour
+                ]
+                if usd:
+                    found[domain] = min(usd)
+            self._by_price[key] = dict(sorted(found.items(), key=lambda one: (one[1], one[0])))
+        return self._by_price[key]
+
+    def hold(self, job: str, hosts: Collection[str]) -> None:
+        """Say that a job has these hosts; those that are gone or drain are left out."""
+        for host in hosts:
+            node = self.node.get(host)
+            if node is None or node.state is NodeState.DRAINING or host in self._holder:
+                continue
+            self._give(job, node.pool, host)
+
+    def settle(self) -> None:
+        """After the last `hold`: what is held is not free."""
+        for stock in self.pools.values():
+            stock.free = [host for host in stock.free if host not in self._holder]
+            stock.leaving = [host for host in stock.leaving if host not in self._holder]
+
+    def holds(self, job: str) -> dict[str, list[str]]:
+        """Pool -> hosts of a job."""
+        return self.held.get(job, {})
+
+    def closed(self, pool: PoolView) -> str | None:
+        """Why nothing may be launched in a pool now; None when it may."""
+        if pool.name not in self._closed:
+            self._closed[pool.name] = _failed_lately(pool, self.view)
+        if (why := self._closed[pool.name]) is not None:
+            return why
+        return self.over_budget(pool)
+
+    def over_budget(self, more: PoolView | None = None) -> str | None:
+        """Why no more may be spent, with the drain of all that lives reserved; None when it may.
+
+        A host that costs nothing is never too dear.
+        """
+        view = self.view
+        if view.budget_usd is None:
+            return None
+        price = (more.price_usd_per_hour or 0.0) if more else 0.0
+        rate = self._usd_per_hour + price
+        reserve = rate * (view.drain_s + BUDGET_LAG_S) / 3600 + self._shortest_usd
+        reserve += price * (more.shortest_paid_s if more else 0.0) / 3600
+        if rate == 0 or view.spent_usd + reserve < view.budget_usd:
+            return None
+        return (
+            f"{view.spent_usd:.4f} USD are spent and {reserve:.4f} USD are needed to drain, "
+            f"of a budget of {view.budget_usd:.4f} USD"
+        )
+
+    def could(self, stock: PoolStock, job: str) -> int:
+        """Nodes of a pool that a job could have at most: its own, free ones, launches."""
+        own = len(self.holds(job).get(stock.view.name, ()))
+        room = stock.room
+        can_launch = room if room > 0 and self.closed(stock.view) is None else 0
+        return own + len(stock.free) + stock.promised + can_launch
+
+    def add(self, stock: PoolStock, count: int, job: str) -> int:
+        """Give a job up to `count` more nodes: free ones, those on their way, launches."""
+        given = 0
+        while given < count and stock.free:
+            self._give(job, stock.view.name, stock.free.pop())
+            given += 1
+        on_their_way = min(count - given, stock.promised)
+        stock.promised -= on_their_way
+        given += on_their_way
+        while given < count and self.launch(stock, f"job {job}"):
+            given += 1
+        return given
+
+    def launch(self, stock: PoolStock, for_whom: str) -> bool:
+        """Note one more node to launch; False when the pool is full or closed."""
+        if stock.room <= 0 or self.closed(stock.view) is not None:
+            return False
+        stock.launches.append(for_whom)
+        self._usd_per_hour += stock.price
+        self._shortest_usd += stock.price * stock.view.shortest_paid_s / 3600
+        return True
+
+    def _give(self, job: str, pool: str, host: str) -> None:
+        self._holder[host] = job
+        self.held.setdefault(job, {}).setdefault(pool, []).append(host)
+
+
+def times(has: Mapping[str, float], needs: Mapping[str, float]) -> int:
+    """How often something that needs so much fits; at least once where it needs nothing."""
+    fits = [has.get(name, 0.0) // need for name, need in needs.items() if need > 0]
+    return int(min(fits, default=1))
+
+
+def unused(node: NodeView) -> bool:
+    """Whether nothing runs on a node, as far as CPUs and GPUs tell."""
+    return all(
+        node.available.get(name, 0.0) >= node.total.get(name, 0.0) - _BUSY_EPSILON
+        for name in ("CPU", "GPU")
+    )
+
+
+def rank(pool: PoolView, now: float) -> tuple[int, bool, bool, float, str]:
+    """Market first; then pools without a recent interruption; then the cheapest known price."""
+    price = pool.price_usd_per_hour
+    recent = pool.interrupted_at is not None and now - pool.interrupted_at < POOL_COOLDOWN_S
+    return (MARKET_RANK[pool.market], recent, price is None, price or 0.0, pool.name)
+
+
+def is_down(pool: PoolView, now: float) -> bool:
+    """Whether a pool failed to launch or lost a host within the cool-down."""
+    times_ = (at for at in (pool.failed_at, pool.interrupted_at) if at is not None)
+    return any(now - at < POOL_COOLDOWN_S for at in times_)
+
+
+def _failed_lately(pool: PoolView, view: FleetView) -> str | None:
+    if pool.failed_at is not None and view.now - pool.failed_at < POOL_COOLDOWN_S:
+        return f"{pool.name} failed {view.now - pool.failed_at:.0f} s ago: {pool.failed_why}"
+    if view.budget_usd is not None and pool.price_usd_per_hour is None:
+        return f"{pool.name} has no known price and the fleet has a budget"
+    return None

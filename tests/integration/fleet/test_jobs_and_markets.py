@@ -1,0 +1,128 @@
+"""Jobs with terms on a real fleet whose markets come and go, asserted from the node events."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support import wait_for
+
+from rayburst.dev.embedded import down, up
+from rayburst.sdk import connect
+
+STEADY = Path(__file__).with_name("steady.py")
+SPEC = """
+name: bazaar
+object_store: {kind: embedded}
+limits: {idle_timeout: 5s, drain: 8s}
+pools:
+  - {name: rack, kind: process, market: on-prem, shape: {cpus: 1, memory: 1GiB}, zone: home,
+     price: 0.35 USD/h, hosts: {max: 1}}
+  - {name: spot-a, kind: process, market: spot, shape: {cpus: 1, memory: 1GiB}, zone: cloud-a,
+     price: 0.92 USD/h, hosts: {max: 1}}
+  - {name: cloud, kind: process, market: on-demand, shape: {cpus: 1, memory: 1GiB}, zone: cloud-a,
+     price: 3.06 USD/h, hosts: {max: 1}}
+"""
+pytestmark = pytest.mark.timeout(900)
+
+
+class Training:
+    """A steady job and the pools that its groups of workers have started in."""
+
+    def __init__(self, platform, folder: Path, run: str, *, steps: int, **terms) -> None:
+        words = f"--run {run} --storage {folder} --steps {steps} --step-s 0.2"
+        entrypoint = f"python {STEADY} {words}"
+        self.job = platform.submit(entrypoint, working_dir=None, submission_id=run, **terms)
+        self._platform = platform
+        self._starts = folder / run / "starts"
+
+    def starts(self) -> list[dict]:
+        if not self._starts.exists():
+            return []
+        return [json.loads(line) for line in self._starts.read_text().splitlines()]
+
+    def wait_on(self, pool: str, *, since: int = 0) -> dict:
+        """Until a group started in `pool`, not counting the first `since` starts."""
+
+        def probe():
+            assert self.job.status in ("PENDING", "RUNNING"), self.job.logs()[-3000:]
+            return next((s for s in self.starts()[since:] if s["pool"] == pool), None)
+
+        return wait_for(probe, what=f"{self.job.id} to train on {pool}", timeout_s=400)
+
+    def line(self):
+        return next((j for j in self._platform.queue().jobs if j.job == self.job.id), None)
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bazaar")
+    (root / "fleet.yaml").write_text(SPEC)
+    fleet = up(root / "fleet.yaml", root=root)
+    try:
+        yield connect(root=root)
+    finally:
+        assert down(fleet).clean
+
+
+def node_events(platform, pool: str) -> dict[str, dict[str, float]]:
+    """Host -> kind -> time, for the hosts of a pool."""
+    found: dict[str, dict[str, float]] = {}
+    for event in platform.events():
+        if event.pool == pool:
+            found.setdefault(event.node, {})[event.kind] = event.t
+    return found
+
+
+def test_a_job_leaves_a_market_that_vanishes_and_comes_back_without_a_gap(platform, tmp_path):
+    platform.market("rack", hosts=0, notice_s=0)
+    training = Training(platform, tmp_path, "nomad", steps=4000, floor=1)
+    training.wait_on("spot-a")
+
+    platform.market("spot-a", hosts=0, notice_s=8)
+    seen = len(training.starts())
+    training.wait_on("cloud", since=seen)
+    (first,) = [e for e in node_events(platform, "spot-a").values() if "notice" in e]
+    (cloud,) = node_events(platform, "cloud").values()
+    assert first["notice"] < cloud["requested"], "on-demand only when the floor needs it"
+    assert training.line().state == "runs"
+
+    platform.market("spot-a")
+    seen = len(training.starts())
+    training.wait_on("spot-a", since=seen)
+    back = max(node_events(platform, "spot-a").values(), key=lambda e: e["requested"])
+    cloud = wait_for(
+        lambda: next((e for e in node_events(platform, "cloud").values() if "gone" in e), None),
+        what="the on-demand host to go",
+        timeout_s=200,
+    )
+    assert back["up"] <= cloud["notice"], "made before broken"
+    assert cloud["notice"] <= cloud["gone"]
+    moves = [d for d in platform.decisions() if d.subject == "nomad" and d.kind == "move"]
+    assert moves and "spot-a instead of 1 host(s)" in moves[-1].why
+    drains = [d for d in platform.decisions() if d.kind == "drain"]
+    assert drains and drains[-1].subject.startswith("cloud-")
+    training.job.stop()
+
+
+def test_a_deadline_takes_on_demand_while_another_job_waits_in_the_queue(platform, tmp_path):
+    platform.market("rack", hosts=0, notice_s=0)
+    platform.market("spot-a", hosts=0, notice_s=0)
+    urgent = Training(platform, tmp_path, "urgent", steps=100, deadline="10m", tenant="a")
+    patient = Training(platform, tmp_path, "patient", steps=30, tenant="b")
+    urgent.wait_on("cloud")
+
+    def waits():
+        line = patient.line()
+        return line if line and line.state == "waits" else None
+
+    assert "no domain has room" in wait_for(waits, what="patient to queue", timeout_s=300).why
+    assert urgent.job.wait(timeout_s=400) == "SUCCEEDED"
+    platform.market("rack")
+    patient.wait_on("rack")
+    assert patient.job.wait(timeout_s=400) == "SUCCEEDED"
+    decisions = platform.decisions()
+    assert not [d for d in decisions if d.kind == "late" and d.subject == "urgent"]
+    (end,) = [d for d in decisions if d.kind == "end" and d.subject == "urgent"]
+    assert end.spent_usd > 0
