@@ -19,6 +19,8 @@ import typer
 from rich.console import Console
 
 from rayburst.checkpoint.cli import app as checkpoints_app
+from rayburst.cost.advice_cli import hardware, tco
+from rayburst.cost.plan_cli import plan
 from rayburst.cost.prices_cli import app as prices_app
 from rayburst.errors import RayburstError, SpecError
 from rayburst.fleet.simulate_cli import simulate
@@ -43,6 +45,9 @@ app.add_typer(fleet_app, name="fleet")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(prices_app, name="prices")
 app.command()(simulate)
+app.command()(hardware)
+app.command()(tco)
+app.command()(plan)
 
 FleetName = Annotated[
     str | None,

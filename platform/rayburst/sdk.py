@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
     from rayburst.checkpoint.store import ObjectStore
+    from rayburst.cost.forecast import Forecast
     from rayburst.serve.deploy import DeployStatus
 
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -230,6 +231,41 @@ class Platform:
             later = {e.node for e in events if e.kind == "requested" and e.t >= since}
             events = [e for e in events if e.node in later]
         return make_bill(events, now=time.time(), on_demand_usd_per_hour=on_demand_price(spec))
+
+    def plan(
+        self,
+        work: str | None = None,
+        *,
+        run: str | None = None,
+        steps: int | None = None,
+        changeover: str | None = None,
+        deadline: str | None = None,
+        budget: str | None = None,
+        nodes: int = 1,
+        seed: int = 0,
+    ) -> Forecast:
+        """When a job will end and what it will cost, by market, at this fleet's prices.
+
+        Args:
+            work: running time without pauses, as "48h"; or `run` and the `steps` it is to do.
+            changeover, deadline, budget: as "0.2h", "60h", "120 USD".
+        """
+        import numpy as np
+
+        from rayburst.cost import plans
+        from rayburst.cost.forecast import forecast
+        from rayburst.train import runlog
+
+        terms = plans.terms_of(self._local("plan()").spec())
+        if run is None:
+            needs = plans.needs_of(work, changeover)
+        else:
+            records = runlog.read(self.store(), run)
+            needs = plans.measured_needs(
+                records, run=run, steps=steps, work=work, changeover=changeover
+            )
+        needs = plans.limited(needs, nodes=nodes, deadline=deadline, budget=budget)
+        return forecast(needs, terms, plans.believe(None), rng=np.random.default_rng(seed))
 
     def ledger(self, *, since: float | None = None) -> list[Entry]:
         """Every line of the ledger up to now, by hour: who had which node, and what for."""

@@ -130,7 +130,7 @@ def _skypilot(row: Row, provider: str, day: date) -> Offer | None:
 def _own(row: Row, source: str, day: date) -> Offer:
     told = date.fromisoformat(row["as_of"]) if row.get("as_of") else day
     given = {market: row.get(column) or "" for market, column in _PRICE_COLUMNS.items()}
-    owned = {name: Decimal(row[name]) for name in OWNERSHIP_COLUMNS if row.get(name)}
+    owned = _ownership(row)
     if owned:
         if given[Market.ON_PREM]:
             raise PriceError("give on_prem_usd_per_hour or what it is made of, not both")
@@ -172,6 +172,27 @@ def _decimal(text: str) -> Decimal | None:
 
 def _number(text: str) -> float | None:
     return float(text) if text else None
+
+
+def read_owned(path: Path, sku: str) -> OwnedMachine:
+    """A machine you own, from the columns that say what it is made of.
+
+    Raises:
+        PriceError: the file has no such machine, or only its price.
+    """
+    read_prices(path)  # every problem of the file is told first
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+    owned = {row["sku"]: row for row in rows if row.get("capital_usd")}
+    if sku not in owned:
+        raise PriceError(
+            f"{path} does not say what {sku!r} is made of ({', '.join(OWNERSHIP_COLUMNS)}); "
+            f"it does of {', '.join(owned) or 'none'}"
+        )
+    return OwnedMachine(**_ownership(owned[sku]))
+
+
+def _ownership(row: Row) -> dict[str, Decimal]:
+    return {name: Decimal(row[name]) for name in OWNERSHIP_COLUMNS if row.get(name)}
 
 
 def own_template() -> str:
