@@ -24,6 +24,7 @@ from rayburst.cost.plan_cli import plan
 from rayburst.cost.prices_cli import app as prices_app
 from rayburst.errors import RayburstError, SpecError
 from rayburst.fleet.simulate_cli import simulate
+from rayburst.fleet.top_cli import top
 
 if TYPE_CHECKING:
     from rayburst.sdk import Platform
@@ -48,6 +49,7 @@ app.command()(simulate)
 app.command()(hardware)
 app.command()(tco)
 app.command()(plan)
+app.command()(top)
 
 FleetName = Annotated[
     str | None,
@@ -106,7 +108,8 @@ def up(
         f"[bold green]fleet {fleet.name} is up[/] after {time.monotonic() - started:.0f} s\n"
         f"  dashboard   {state.dashboard_url} (it asks for the token in {fleet.token_file})\n"
         f'  Ray\'s own   eval "$(rayburst env {fleet.name})" && ray job submit -- python ...\n'
-        f"  look        rayburst status {fleet.name}\n"
+        f"  look        rayburst status {fleet.name}, rayburst top {fleet.name}\n"
+        f"  metrics     http://{state.head_address}:{state.ports['books']}/metrics\n"
         f"  end it      rayburst down {fleet.name}",
         soft_wrap=True,
     )
@@ -204,6 +207,17 @@ def queue(name: FleetName = None) -> None:
     from rayburst.sdk import connect
 
     _out.print(connect(name).queue().table())
+
+
+@app.command()
+def dashboard() -> None:
+    """Print a Grafana dashboard over the fleet's metrics, to import there.
+
+    `rayburst dashboard > rayburst.json`; `rayburst up` says where the metrics are.
+    """
+    from rayburst.report.grafana import dashboard as board
+
+    typer.echo(json.dumps(board(), indent=1))
 
 
 @app.command()

@@ -189,6 +189,10 @@ class Platform:
 
     # fleet
 
+    def spec(self) -> FleetSpec:
+        """The fleet file as it was when the fleet came up."""
+        return self._local("spec()").spec()
+
     def fleet(self) -> FleetStatus:
         """Nodes by pool and market, pending demand, the agent's last decisions."""
         return read_status(self._local("fleet()"), now=time.time())

@@ -41,6 +41,7 @@ COMMANDS = {
     "checkpoints unpin": ["--help", "step", "uri"],
     "checkpoints verify": ["--all", "--help", "--step", "uri"],
     "cost": ["--by", "--focus", "--help", "--json", "name"],
+    "dashboard": ["--help"],
     "demo": ["--help", "--keep", "--name"],
     "down": ["--help", "name"],
     "env": ["--help", "name"],
@@ -120,6 +121,7 @@ COMMANDS = {
         "entrypoint",
     ],
     "tco": ["--against", "--file", "--help", "--plot", "--useful", "sku"],
+    "top": ["--every", "--help", "--once", "--svg", "name"],
     "up": ["--dashboard-port", "--help", "--name", "--serve-port", "file"],
 }
 

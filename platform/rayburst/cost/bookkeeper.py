@@ -19,18 +19,22 @@ from typing import Any
 import requests
 
 from rayburst.checkpoint.store import ObjectStore
-from rayburst.cost.entries import Owner
+from rayburst.cost.bill import make_bill
+from rayburst.cost.entries import Entry, Owner
 from rayburst.cost.facts import Charge, Hold
 from rayburst.cost.ledger import PERIOD_MS, Ledger
+from rayburst.cost.metrics import FleetMetrics, Sample
 from rayburst.cost.reader import CHARGES, FactReader
 from rayburst.cost.usage import NodeSeen, UsageLog, read_holds, rows_of
 from rayburst.errors import ObjectExistsError, StoreError
-from rayburst.fleet.events import IMPATIENT
-from rayburst.fleet.layout import FleetDir
+from rayburst.fleet.events import IMPATIENT, EventLog
+from rayburst.fleet.files import read_json
+from rayburst.fleet.layout import FleetDir, FleetState
 from rayburst.fleet.pools import open_pools
 
 _LOOK_S = 2.0
 _SETTLE_S = 60.0
+_SAMPLE_S = 10.0
 _RPC_S = 5.0
 _LOG = logging.getLogger("rayburst.bookkeeper")
 
@@ -48,6 +52,15 @@ class Bookkeeper:
         self._reader = FactReader(store, spool=fleet.spool, usage=self._usage)
         self._ledger = Ledger(store)
         self._settled_at = 0.0
+        self._sampled_at = 0.0
+        self._sample = Sample()
+        self._events = EventLog(store, spool=fleet.spool)
+        self._entries: list[Entry] = []
+
+    @property
+    def sample(self) -> Sample:
+        """The fleet as it was last looked at, for the metrics."""
+        return self._sample
 
     def tick(self) -> None:
         """Look, and settle when it is time. What cannot be reached now is for the next round."""
@@ -58,16 +71,32 @@ class Bookkeeper:
             if now - self._settled_at >= _SETTLE_S:
                 self.settle(round(now * 1000))
                 self._settled_at = now
+            if now - self._sampled_at >= _SAMPLE_S:
+                self._take_sample(now)
+                self._sampled_at = now
         except (StoreError, requests.RequestException) as error:
             _LOG.warning("next round: %s", error)
 
     def settle(self, now_ms: int) -> int:
         """Count what is stored, and write the periods that are over; how many objects."""
         self._count_stored(now_ms)
-        written = self._ledger.settle(self._reader.read(), now_ms=now_ms)
+        facts = self._reader.read()
+        written = self._ledger.settle(facts, now_ms=now_ms)
+        self._entries = self._ledger.entries(facts, now_ms=now_ms)
         if written:
             _LOG.info("%d objects of the ledger written", written)
         return written
+
+    def _take_sample(self, now: float) -> None:
+        """What a scrape gets; the ledger's part is renewed when it is settled."""
+        events = self._events.read()
+        agent = read_json(self._fleet.agent_file) or {}
+        self._sample = Sample(
+            events=events,
+            bill=make_bill(events, now=now, on_demand_usd_per_hour=None),
+            entries=self._entries,
+            pending=len(agent.get("pending", ())),
+        )
 
     def _held(self, now_ms: int) -> Mapping[str, Hold]:
         state = self._fleet.read_state()
@@ -131,11 +160,21 @@ class _Asker:
         return reply.json()
 
 
+def _serve_metrics(keeper: Bookkeeper, state: FleetState) -> None:
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    registry = CollectorRegistry()
+    registry.register(FleetMetrics(lambda: keeper.sample))
+    start_http_server(state.ports["books"], addr=state.head_address, registry=registry)
+
+
 def main(folder: Path) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     fleet = FleetDir(folder)
-    store = ObjectStore.open(fleet.read_state().store_uri, IMPATIENT)
+    state = fleet.read_state()
+    store = ObjectStore.open(state.store_uri, IMPATIENT)
     keeper = Bookkeeper(fleet, store)
+    _serve_metrics(keeper, state)
     while True:
         started = time.monotonic()
         keeper.tick()

@@ -46,7 +46,7 @@ _HEAD = "head"
 _HEAD_TRIES = 2
 _LEAST_DISK_BYTES = 1024**3
 _STORE_PORT_NAMES = ("store", "store_master", "store_volume", "store_filer")
-_HEAD_PORT_NAMES = ("gcs", "dashboard", "dashboard_agent", "client", "serve", "metrics")
+_HEAD_PORT_NAMES = ("gcs", "dashboard", "dashboard_agent", "client", "serve", "metrics", "books")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

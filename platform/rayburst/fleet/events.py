@@ -76,6 +76,7 @@ class Journal(Generic[R]):
         self._spool = spool
         self._prefix = prefix
         self._parse = parse
+        self._fetched: dict[str, R] = {}  # records never change: each is fetched once
 
     def append(self, record: R) -> None:
         """Make one record durable. Idempotent."""
@@ -103,8 +104,11 @@ class Journal(Generic[R]):
         def load(key: str) -> bytes:
             return self._store.get(key) if key in stored else waiting[key].read_bytes()
 
+        missing = [key for key in keys if key not in self._fetched]
         with ThreadPoolExecutor(max_workers=16) as pool:
-            return [self._parse(data) for data in pool.map(load, keys)]
+            for key, data in zip(missing, pool.map(load, missing), strict=True):
+                self._fetched[key] = self._parse(data)
+        return [self._fetched[key] for key in keys]
 
     def _send(self, file: Path) -> bool:
         try:

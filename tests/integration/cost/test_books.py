@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+import requests
+from rich.console import Console
 from support import wait_for, write_spec
 
 from rayburst.cost.bookkeeper import Bookkeeper
@@ -15,6 +18,8 @@ from rayburst.cost.ledger import GRACE_MS, PERIOD_MS, Ledger
 from rayburst.cost.reader import FactReader
 from rayburst.dev.embedded import down, up
 from rayburst.fleet import processes
+from rayburst.fleet.top_cli import look
+from rayburst.report.top import draw
 from rayburst.sdk import connect
 
 REPO = Path(__file__).resolve().parents[3]
@@ -27,6 +32,15 @@ def bookkeeper(fleet):
         if "rayburst.cost.bookkeeper" in process.cmdline():
             return process
     return None
+
+
+def scraped(fleet) -> str:
+    state = fleet.read_state()
+    url = f"http://{state.head_address}:{state.ports['books']}/metrics"
+    try:
+        return requests.get(url, timeout=5).text
+    except requests.ConnectionError:
+        return ""
 
 
 def test_a_killed_bookkeeper_loses_nothing_and_dollars_add_up(tmp_path):
@@ -44,6 +58,13 @@ def test_a_killed_bookkeeper_loses_nothing_and_dollars_add_up(tmp_path):
 
         before = wait_for(paid, what="the job to pay for its node")
         assert before.usd_by_purpose["restarting"], "the node was started for it"
+        screen = Console(width=110, record=True, file=io.StringIO())
+        screen.print(draw(look(platform, now=time.time())))
+        assert job.id in screen.export_text(), "rayburst top shows the job"
+        wait_for(
+            lambda: "rayburst_job_usd{" in scraped(fleet) or None, what="the ledger in the metrics"
+        )
+        assert 'rayburst_nodes{market="on-prem",pool="rack",state="up"} 1.0' in scraped(fleet)
         first = wait_for(lambda: bookkeeper(fleet), what="a bookkeeper")
         first.kill()
         second = wait_for(

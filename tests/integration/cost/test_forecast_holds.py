@@ -1,4 +1,4 @@
-"""Forecasts hold what then happened, on recorded spot markets, as often as they say or nearly so."""
+"""Forecasts hold what then happened on recorded spot markets, nearly as often as they say."""
 
 from __future__ import annotations
 
