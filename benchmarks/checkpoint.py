@@ -1,25 +1,36 @@
 """Checkpoints side by side: rayburst, its peers and the limits, on one S3 server in one run.
 
-    make bench-checkpoint                       everything; needs a quiet machine and 6 GiB of disk
-    python benchmarks/checkpoint.py --quick     64 MB only, one lap
+    make bench-checkpoint                                  everything: an hour, 20 GiB of disk
+    python benchmarks/checkpoint.py --states 64x1          one state: 64 MB in one tensor
+    python benchmarks/checkpoint.py --states 64x1 --parts limits,slowdown --into
 
-Starts its own SeaweedFS in a temporary folder, runs real ranks over gloo, prints a table and
-writes benchmarks/out/checkpoint.json with every cell and the worst ratio of each kind.
+Starts SeaweedFS servers of its own in a temporary folder, runs real ranks over gloo, prints a table
+and writes benchmarks/out/checkpoint.json with every cell and the worst ratio of each kind. With
+`--into` the cells replace the same states and parts of an earlier result, so that a long run can be
+done in quiet pieces.
+
+Parts: `limits` is rayburst beside a plain copy and the best raw PUT and GET of the same bytes, in
+turns; `peers` is everybody's first save, saves with a tenth changed, and loads; `ray` is Ray
+Train's report of a folder; `slowdown` is the time of a training step while a save uploads.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,8 +43,8 @@ from rayburst.fleet import processes
 
 HERE = Path(__file__).parent
 MB = 1_000_000
-STATES = [(64 * MB, 1), (64 * MB, 10_000), (1000 * MB, 1), (1000 * MB, 10_000)]
-QUICK = [(64 * MB, 1), (64 * MB, 10_000)]
+STATES = "64x1,64x10000,1000x1,1000x10000"
+PARTS = "limits,peers,ray,slowdown"
 PACKAGES = ["torch", "ray", "obstore", "xxhash", "boto3", "s3fs", "s3torchconnector"]
 TARGETS = {
     "stall_over_memcpy": ("at most", 1.3),
@@ -86,41 +97,80 @@ def ray_report(job: dict[str, Any], env: dict[str, str], folder: Path) -> list[C
     return [{**shared, **cell} for cell in found]
 
 
-def measure(args: argparse.Namespace, env: dict[str, str], folder: Path) -> list[Cell]:
-    """All cells."""
-    cells: list[Cell] = []
-    states = QUICK if args.quick else STATES
-    for number, (size, tensors) in enumerate(states):
-        repeats = 3 if size <= 64 * MB else 2
-        job = {
-            "mode": "save",
-            "size_bytes": size,
-            "tensors": tensors,
-            "seed": args.seed,
-            "uri": f"s3://bench/{number}",
-            "repeats": repeats,
-            "laps": args.laps,
-            "saved_repeats": repeats,
-        }
-        say(f"{size // MB} MB in {tensors} tensors, 2 ranks")
-        cells += run_ranks(2, job, env, folder)
-        say("  the same in one rank, loading")
-        cells += run_ranks(1, {**job, "mode": "load"}, env, folder)
-        say("  step time during the upload")
-        cells += run_ranks(
-            1, {**job, "mode": "slowdown", "uri": f"s3://bench/s{number}"}, env, folder
-        )
-        if not args.without_ray:
-            say("  Ray Train's report")
-            cells += ray_report(job, env, folder)
-    return cells
+def measure(args: argparse.Namespace) -> Iterator[list[Cell]]:
+    """The cells of each state and part that was asked for."""
+    for size, tensors in wanted_states(args.states):
+        job = {"size_bytes": size, "tensors": tensors, "seed": args.seed, "uri": "s3://bench/x"}
+        for part in args.parts.split(","):
+            say(f"{size // MB} MB in {tensors} tensors: {part}")
+            with server() as (env, folder):
+                found = PART[part](job, small=size <= 64 * MB, env=env, folder=folder)
+            yield [{**cell, "part": part} for cell in found]
+
+
+def wanted_states(text: str) -> list[tuple[int, int]]:
+    """("64x1") -> [(bytes, tensors)]."""
+    pairs = [state.split("x") for state in text.split(",")]
+    return [(int(size) * MB, int(tensors)) for size, tensors in pairs]
+
+
+def measure_limits(job: Cell, *, small: bool, env: dict[str, str], folder: Path) -> list[Cell]:
+    job = {**job, "mode": "limits", "repeats": 7 if small else 3}
+    cells = run_ranks(2, job, env, folder)
+    return cells + run_ranks(1, {**job, "mode": "limits of another world"}, env, folder)
+
+
+def measure_peers(job: Cell, *, small: bool, env: dict[str, str], folder: Path) -> list[Cell]:
+    repeats = 3 if small else 2
+    cells = run_ranks(2, {**job, "mode": "save", "repeats": repeats}, env, folder)
+    saved: dict[str, int] = {}
+    for cell in cells:
+        saved[cell["peer"]] = saved.get(cell["peer"], 0) + (cell["operation"] == PARTIAL)
+    say("  the same in one rank, loading")
+    again = {**job, "mode": "load", "repeats": repeats, "saved": saved}
+    return cells + run_ranks(1, again, env, folder)
+
+
+def measure_ray(job: Cell, *, small: bool, env: dict[str, str], folder: Path) -> list[Cell]:
+    return ray_report({**job, "repeats": 3 if small else 2}, env, folder)
+
+
+def measure_slowdown(job: Cell, *, small: bool, env: dict[str, str], folder: Path) -> list[Cell]:
+    return run_ranks(1, {**job, "mode": "slowdown", "repeats": 7 if small else 3}, env, folder)
+
+
+PARTIAL = "save, 10% changed"
+PART: dict[str, Any] = {
+    "limits": measure_limits,
+    "peers": measure_peers,
+    "ray": measure_ray,
+    "slowdown": measure_slowdown,
+}
+
+
+@contextmanager
+def server() -> Iterator[tuple[dict[str, str], Path]]:
+    """A fresh S3 server with the bucket `bench`: its clients' environment, and its folder."""
+    folder = Path(tempfile.mkdtemp(prefix="rayburst-bench-"))
+    store = S3Server(folder / "s3", address="127.0.0.1", ports=processes.free_ports(PORTS))
+    store.write_config()
+    owner = {**os.environ, processes.OWNER_VARIABLE: str(folder)}
+    log = folder / "weed.log"
+    processes.spawn(store.command(), env=owner, log=log)
+    try:
+        store.wait_until_ready(log.read_text, timeout_s=60)
+        store.create_bucket("bench")
+        yield store.environment(), folder
+    finally:
+        processes.end(processes.owned(folder), grace_s=0.0)
+        store.remove_sockets()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def ratios(cells: list[Cell]) -> dict[str, float]:
     """Of each kind the worst over the states."""
     found: dict[str, list[float]] = {name: [] for name in TARGETS}
-    for key in sorted({(c["size_bytes"], c["tensors"]) for c in cells}):
-        mine = [c for c in cells if (c["size_bytes"], c["tensors"]) == key]
+    for mine in by_state(cells).values():
         for name, value in state_ratios(mine).items():
             found[name].append(value)
     worst = {}
@@ -130,43 +180,58 @@ def ratios(cells: list[Cell]) -> dict[str, float]:
     return worst
 
 
-def state_ratios(cells: list[Cell]) -> dict[str, float]:
-    """Ratios of one state; medians of the repeats."""
+def by_state(cells: list[Cell]) -> dict[tuple[int, int], list[Cell]]:
+    """Cells by (bytes, tensors)."""
+    found: dict[tuple[int, int], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault((cell["size_bytes"], cell["tensors"]), []).append(cell)
+    return found
 
-    def median(operation: str, peer: str | None = None, field: str = "seconds") -> float:
+
+def state_ratios(cells: list[Cell]) -> dict[str, float]:
+    """Ratios of one state; medians of the repeats. What was not measured is left out."""
+
+    def median(part: str, operation: str, peer: str | None, field: str = "seconds") -> float:
         values = [
             c[field]
             for c in cells
-            if c["operation"] == operation
+            if (c["part"], c["operation"]) == (part, operation)
             and (peer is None or c.get("peer") == peer)
             and field in c
         ]
         return statistics.median(values) if values else float("nan")
 
-    def best(operation: str) -> float:
-        names = {c["peer"] for c in cells if c["operation"] == operation} - {"rayburst"}
-        return min((median(operation, name) for name in names), default=float("nan"))
+    def best(parts: tuple[str, ...], operation: str) -> float:
+        found = {(c["part"], c["peer"]) for c in cells if c["operation"] == operation}
+        others = [(p, name) for p, name in found if p in parts and name != "rayburst"]
+        return min((median(p, operation, name) for p, name in others), default=float("nan"))
 
+    def against(operation: str, rivals: tuple[str, ...], rival: str, part: str) -> float:
+        return best(rivals, rival) / median(part, operation, "rayburst")
+
+    gets = {"load, same world": "raw get", "load, other world": "raw get, other world"}
+    saves, everybody = ("first save", PARTIAL), ("peers", "ray")
     first = [c for c in cells if c.get("peer") == "rayburst" and c["operation"] == "first save"]
     partial = [c for c in cells if "sent_bytes" in c]
     steps = [c for c in cells if c["operation"] == "training step"]
-    loads = ("load, same world", "load, other world")
-    saves = ("first save", "save, 10% changed")
-    return {
-        "stall_over_memcpy": max(
-            median(operation, "rayburst", "stall_s") / median("memcpy")
-            for operation in ("whole save again", "save, 10% changed")
-        ),
-        "save_over_raw_put": best("raw put") / median("whole save again", "rayburst"),
-        "load_over_raw_get": min(best("raw get") / median(o, "rayburst") for o in loads),
-        "save_vs_best_peer": min(best(o) / median(o, "rayburst") for o in saves),
-        "load_vs_best_peer": min(best(o) / median(o, "rayburst") for o in loads),
+    stall = median("limits", "whole save again", "rayburst", "stall_s")
+    found = {
+        "stall_over_memcpy": stall / median("limits", "memcpy", None),
+        "save_over_raw_put": against("whole save again", ("limits",), "raw put", "limits"),
+        "load_over_raw_get": min(against(o, ("limits",), g, "limits") for o, g in gets.items()),
+        "save_vs_best_peer": min(against(o, everybody, o, "peers") for o in saves),
+        "load_vs_best_peer": min(against(o, everybody, o, "peers") for o in gets),
         "incremental_bytes_over_changed_bytes": max(
-            c["sent_bytes"] / c["changed_bytes"] for c in partial
+            (c["sent_bytes"] / c["changed_bytes"] for c in partial), default=float("nan")
         ),
-        "peak_extra_memory_over_state": max(c["extra_bytes"] / c["size_bytes"] for c in first),
-        "step_slowdown": max(c["during_upload_s"] / c["alone_s"] for c in steps),
+        "peak_extra_memory_over_state": max(
+            (c["extra_bytes"] / c["size_bytes"] for c in first), default=float("nan")
+        ),
+        "step_slowdown": max(
+            (c["during_upload_s"] / c["alone_s"] for c in steps), default=float("nan")
+        ),
     }
+    return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
 def show(cells: list[Cell], worst: dict[str, float]) -> None:
@@ -177,7 +242,8 @@ def show(cells: list[Cell], worst: dict[str, float]) -> None:
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for c in cells:
         if "seconds" in c:
-            key = (c["size_bytes"], c["tensors"], c["world"], c["operation"], c.get("peer", ""))
+            who = f"{c.get('peer', '')} ({c['part']})"
+            key = (c["size_bytes"], c["tensors"], c["world"], c["operation"], who)
             groups.setdefault(key, []).append(c)
     for (size, tensors, world, operation, peer), group in groups.items():
         seconds = statistics.median(c["seconds"] for c in group)
@@ -203,39 +269,55 @@ def say(words: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="64 MB only")
-    parser.add_argument("--laps", type=int, default=1, help="how often everything is measured")
+    parser.add_argument("--states", default=STATES, help=f"MB x tensors; without it {STATES}")
+    parser.add_argument("--parts", default=PARTS, help=f"some of {PARTS}")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--without-ray", action="store_true", help="leave Ray Train's report out")
     parser.add_argument("--out", type=Path, default=HERE / "out" / "checkpoint.json")
+    parser.add_argument("--into", action="store_true", help="keep other states and parts in OUT")
     args = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="rayburst-bench-"))
-    server = S3Server(folder / "s3", address="127.0.0.1", ports=processes.free_ports(PORTS))
-    server.write_config()
-    owner = {**os.environ, processes.OWNER_VARIABLE: str(folder)}
-    log = folder / "weed.log"
-    processes.spawn(server.command(), env=owner, log=log)
-    try:
-        server.wait_until_ready(log.read_text, timeout_s=60)
-        server.create_bucket("bench")
-        cells = measure(args, server.environment(), folder)
-    finally:
-        processes.end(processes.owned(folder), grace_s=0.0)
-        shutil.rmtree(folder, ignore_errors=True)
-    worst = ratios(cells)
-    show(cells, worst)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    report = {
-        "command": " ".join(["python", *sys.argv]),
-        "seed": args.seed,
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the server would stay
+    report: dict[str, Any] = {"runs": [], "cells": []}
+    if args.into and args.out.exists():
+        report = json.loads(args.out.read_text())
+    report["runs"].append({"command": " ".join(["python", *sys.argv]), "commit": commit()})
+    for cells in measure(args):
+        add(report, cells)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(report, indent=1))
+    show(report["cells"], report["ratios"])
+    print(f"written: {args.out}")
+
+
+def add(report: dict[str, Any], fresh: list[Cell]) -> None:
+    """Put new cells in the place of older ones of their state and part."""
+    places = {place(cell) for cell in fresh}
+    load = os.getloadavg()[1]
+    cells = [cell for cell in report["cells"] if place(cell) not in places]
+    cells += [{**cell, "load_average": load} for cell in fresh]
+    report |= {
         "machine": {"cpus": os.cpu_count(), "system": platform.platform()},
         "versions": {name: version(name) for name in PACKAGES},
         "targets": {name: f"{kind} {value}" for name, (kind, value) in TARGETS.items()},
-        "ratios": worst,
+        "ratios": ratios(cells),
+        "ratios_by_state": {
+            f"{size // MB} MB in {tensors}": state_ratios(mine)
+            for (size, tensors), mine in by_state(cells).items()
+        },
         "cells": cells,
     }
-    args.out.write_text(json.dumps(report, indent=1))
-    print(f"written: {args.out}")
+
+
+def commit() -> str:
+    """The commit that is measured; "unknown" outside of a repository."""
+    found = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or "unknown"
+
+
+def place(cell: Cell) -> tuple[int, int, str]:
+    """Which state and part a cell belongs to."""
+    return cell["size_bytes"], cell["tensors"], cell["part"]
 
 
 def version(name: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from checkpoint_peers import Peer, Rayburst, State, limits, peers
+from checkpoint_peers import Peer, Raw, Rayburst, State, limits, peers
 
 SLOW_S = 60.0
 
@@ -50,17 +50,19 @@ def timed(action: Any) -> tuple[float, Any]:
     return time.perf_counter() - begun, result
 
 
-def memcpy_s(state: State, repeats: int) -> float:
-    """Median of a per-tensor copy_ of the state into buffers that are reused."""
-    buffers = {name: tensor.clone() for name, tensor in state.items()}
-    times = []
-    for _ in range(repeats + 1):
+class Memcpy:
+    """The least that a save must block: a per-tensor copy_ of the state into reused buffers."""
+
+    def __init__(self, state: State) -> None:
+        self._buffers = {name: tensor.clone() for name, tensor in state.items()}
+
+    def seconds(self, state: State) -> float:
+        """Of this rank; the other ranks copy at the same time."""
         dist.barrier()
         begun = time.perf_counter()
         for name, tensor in state.items():
-            buffers[name].copy_(tensor)
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times[1:])
+            self._buffers[name].copy_(tensor)
+        return time.perf_counter() - begun
 
 
 class PeakMemory:
@@ -91,15 +93,81 @@ def _resident() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def bench_limits(uri: str, size_bytes: int, repeats: int) -> list[dict[str, Any]]:
-    cells = []
-    for raw in limits(uri):
+def bench_limits(uri: str, state: State, repeats: int) -> list[dict[str, Any]]:
+    """rayburst beside the limits, in turns: whole saves in the steady state, and loads.
+
+    Every byte differs from the last save; the first save, which is not steady, is left out.
+    """
+    cells: list[dict[str, Any]] = []
+    size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    raws, peer, memcpy = limits(f"{uri}/raw"), Rayburst(f"{uri}/full"), Memcpy(state)
+    into = {name: torch.ones_like(tensor) for name, tensor in state.items()}
+    for raw in raws:
         raw.prepare(size_bytes)
-        for operation, action in (("raw put", raw.save), ("raw get", raw.load)):
-            for _ in range(repeats):
-                seconds, _r = timed(lambda action=action: action({}, 0))
-                cells.append({"peer": raw.name, "operation": operation, "seconds": seconds})
+    for turn in range(repeats + 1):
+        found: list[dict[str, Any]] = []
+        for tensor in state.values():
+            tensor.add_(1.0)
+        for raw in raws:
+            seconds, _r = timed(lambda raw=raw: raw.save({}, 0))
+            found.append({"peer": raw.name, "operation": "raw put", "seconds": seconds})
+        found.append({"operation": "memcpy", "seconds": memcpy.seconds(state)})
+        seconds, stall = timed(lambda turn=turn: peer.save(state, turn))
+        cell = {"peer": peer.name, "operation": "whole save again", "seconds": seconds}
+        found.append(cell | {"stall_s": stall})
+        found += bench_gets(raws, peer, into, turn, ("raw get", "load, same world"))
+        if turn:  # the first turn warms every client up
+            cells += found
+    check_same(peer.name, state, into)
+    peer.close()
     return cells
+
+
+def bench_gets(
+    raws: list[Raw], peer: Rayburst, into: State, step: int, names: tuple[str, str]
+) -> list[dict[str, Any]]:
+    """One raw GET by every client, and one load."""
+    cells = []
+    for raw in raws:
+        seconds, _r = timed(lambda raw=raw: raw.load({}, 0))
+        cells.append({"peer": raw.name, "operation": names[0], "seconds": seconds})
+    seconds, _r = timed(lambda: peer.load(into, step))
+    return [*cells, {"peer": peer.name, "operation": names[1], "seconds": seconds}]
+
+
+def bench_limits_of_another_world(uri: str, state: State, repeats: int) -> list[dict[str, Any]]:
+    """Loads of what `bench_limits` saved last in a larger world, beside the raw GET."""
+    size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    raws, peer = limits(f"{uri}/raw-alone"), Rayburst(f"{uri}/full")
+    into = {name: torch.ones_like(tensor) for name, tensor in state.items()}
+    for raw in raws:
+        raw.prepare(size_bytes)
+        raw.save({}, 0)
+    cells = []
+    for turn in range(repeats + 1):
+        names = ("raw get, other world", "load, other world")
+        found = bench_gets(raws, peer, into, repeats, names)
+        if turn:
+            cells += found
+    for _ in range(repeats + 1):
+        for tensor in state.values():
+            tensor.add_(1.0)
+    check_same(peer.name, state, into)
+    peer.close()
+    return cells
+
+
+def check_same(who: str, state: State, into: State) -> None:
+    for name, tensor in state.items():
+        if not torch.equal(tensor, into[name]):
+            raise SystemExit(f"{who}: {name} came back different")
+
+
+def enough(seconds: float) -> bool:
+    """Whether one run is enough to know; all ranks agree."""
+    slow = torch.tensor(seconds > SLOW_S)
+    dist.broadcast(slow, 0)
+    return bool(slow)
 
 
 def bench_peer(peer: Peer, state: State, repeats: int, base: int) -> list[dict[str, Any]]:
@@ -126,40 +194,24 @@ def bench_peer(peer: Peer, state: State, repeats: int, base: int) -> list[dict[s
             dist.all_gather_object(sent, peer.sent_bytes)
             cell["sent_bytes"] = sum(sent)
         cells.append(cell)
-    cells += bench_load(peer, state, base + repeats, repeats, "load, same world")
+        if enough(seconds):
+            break
+    cells += bench_load(peer, state, step, repeats, "load, same world")
     return cells
 
 
 def bench_load(
     peer: Peer, state: State, step: int, repeats: int, operation: str
 ) -> list[dict[str, Any]]:
-    into = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    # ones, not zeros: memory that a training process has touched, as its model is
+    into = {name: torch.ones_like(tensor) for name, tensor in state.items()}
     cells = []
     for _ in range(repeats):
         seconds, _r = timed(lambda: peer.load(into, step))
         cells.append({"peer": peer.name, "operation": operation, "seconds": seconds})
-        slow = torch.tensor(seconds > SLOW_S)
-        dist.broadcast(slow, 0)
-        if slow:
-            break  # once is enough to know
-    for name, tensor in state.items():
-        if not torch.equal(tensor, into[name]):
-            raise SystemExit(f"{peer.name}: {name} came back different")
-    return cells
-
-
-def bench_full_saves(uri: str, state: State, repeats: int) -> list[dict[str, Any]]:
-    """Whole saves in the steady state: every byte differs from the last save."""
-    cells = []
-    peer = Rayburst(f"{uri}/full")
-    for step in range(repeats + 1):
-        for tensor in state.values():
-            tensor.add_(1.0)
-        seconds, stall = timed(lambda step=step: peer.save(state, step))
-        if step:
-            cell = {"peer": peer.name, "operation": "whole save again", "seconds": seconds}
-            cells.append(cell | {"stall_s": stall})
-    peer.close()
+        if enough(seconds):
+            break
+    check_same(peer.name, state, into)
     return cells
 
 
@@ -176,14 +228,15 @@ def train_steps(stop: Any) -> list[float]:
     return times
 
 
-def bench_slowdown(uri: str, state: State) -> list[dict[str, Any]]:
+def bench_slowdown(uri: str, state: State, repeats: int) -> list[dict[str, Any]]:
     """Step time on rank 0 alone, and while its save uploads."""
     peer = Rayburst(f"{uri}/slowdown")
     peer.save(state, 0)
-    until = time.perf_counter() + 2.0
-    alone = train_steps(lambda: time.perf_counter() > until)
+    alone: list[float] = []
     during: list[float] = []
-    for step in range(1, 4):
+    for step in range(1, 1 + repeats):  # in turns, so that what else runs disturbs both alike
+        until = time.perf_counter() + 1.5
+        alone += train_steps(lambda until=until: time.perf_counter() > until)
         for tensor in state.values():
             tensor.add_(1.0)
         handle = peer._checkpoints.async_save(state, step=step)
@@ -201,38 +254,33 @@ def main() -> None:
     state = make_state(job["size_bytes"], job["tensors"], job["seed"])
     uri, repeats = job["uri"], job["repeats"]
     cells: list[dict[str, Any]] = []
-    if job["mode"] == "save":
-        cells.append({"operation": "memcpy", "seconds": memcpy_s(state, max(5, repeats))})
-        for lap in range(job["laps"]):
-            cells += bench_limits(f"{uri}/raw{lap}", job["size_bytes"], repeats)
-            for peer in peers(f"{uri}/{lap}"):
-                gc.collect()
-                cells += bench_peer(peer, state, repeats, base=1 + lap * 100)
-                peer.close()
-                if dist.get_rank() == 0:
-                    print(f"{time.strftime('%H:%M:%S')}   {peer.name} is done", flush=True)
-            cells += bench_full_saves(f"{uri}/{lap}", state, repeats)
-        if dist.get_world_size() > 1:
-            dist.barrier()
+    if job["mode"] == "limits":
+        cells += bench_limits(uri, state, repeats)
+    elif job["mode"] == "limits of another world":
+        cells += bench_limits_of_another_world(uri, state, repeats)
+    elif job["mode"] == "save":
+        for peer in peers(uri):
+            gc.collect()
+            cells += bench_peer(peer, state, repeats, base=1)
+            peer.close()
+            if dist.get_rank() == 0:
+                print(f"{time.strftime('%H:%M:%S')}   {peer.name} is done", flush=True)
     elif job["mode"] == "load":
-        for peer in peers(f"{uri}/0"):
-            for step in range(2, 2 + job["saved_repeats"]):
-                change_a_tenth(state, step)
+        for peer in peers(uri):
             # each peer in turn saved the state that the one before it had left
-            cells += bench_load_only(peer, state, 1 + job["saved_repeats"], repeats)
+            saved = job["saved"][peer.name]
+            for step in range(2, 2 + saved):
+                change_a_tenth(state, step)
+            cells += bench_load(peer, state, 1 + saved, repeats, "load, other world")
             peer.close()
     else:
-        cells += bench_slowdown(uri, state)
+        cells += bench_slowdown(uri, state, repeats)
     if dist.get_rank() == 0:
         Path(sys.argv[2]).write_text(json.dumps(cells))
     dist.barrier()
     dist.destroy_process_group()
     sys.stdout.flush()
     os._exit(0)
-
-
-def bench_load_only(peer: Peer, state: State, step: int, repeats: int) -> list[dict[str, Any]]:
-    return bench_load(peer, state, step, repeats, "load, other world")
 
 
 if __name__ == "__main__":
