@@ -24,16 +24,21 @@ if TYPE_CHECKING:
         Saved,
         SaveHandle,
     )
+    from rayburst.checkpoint.gc import Collected
     from rayburst.checkpoint.loading import Loaded
+    from rayburst.checkpoint.retention import Best, Retention
     from rayburst.checkpoint.store import ObjectStore, StoreOptions
 
 __all__ = [
+    "Best",
     "Checkpointer",
+    "Collected",
     "FlushReport",
     "Listed",
     "Loaded",
     "ObjectStore",
     "Options",
+    "Retention",
     "SaveHandle",
     "Saved",
     "StoreOptions",
@@ -46,12 +51,15 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Best": "retention",
+    "Collected": "gc",
     "Checkpointer": "checkpointer",
     "FlushReport": "checkpointer",
     "Listed": "catalog",
     "Loaded": "loading",
     "ObjectStore": "store",
     "Options": "checkpointer",
+    "Retention": "retention",
     "SaveHandle": "checkpointer",
     "Saved": "checkpointer",
     "StoreOptions": "store",

@@ -43,12 +43,24 @@ def translate(name: str, error: Exception) -> StoreError:
         return ObjectNotFoundError(f"{name}: no such object")
     if isinstance(error, AlreadyExistsError | PreconditionError | FileExistsError):
         return ObjectExistsError(f"{name}: the object is already there; another writer was first")
+    if "RequestTimeTooSkewed" in codes:
+        return StoreError(
+            f"{name}: the store refused a request because this machine's clock and the store's "
+            f"differ by too much. Set the clock right (NTP). {text}"
+        )
+    if "169.254.169.254" in text:
+        return StoreError(
+            f"{name}: no credentials. They come from the environment (AWS_ACCESS_KEY_ID, ...) or "
+            f"the instance role, and neither has any. {text}"
+        )
     refused = isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError)
     if refused or _REFUSED & set(codes):
+        # an answer to HEAD has no code, and a clock that is off is refused in the same way
+        clock = "" if codes else " A clock that is off is refused like this too."
         return StoreError(
             f"{name}: the store refused these credentials. They come from the environment "
             f"(AWS_ACCESS_KEY_ID, ...) or the instance role and need to read, write and list "
-            f"here. {text}"
+            f"here.{clock} {text}"
         )
     return StoreError(f"{name}: {text}")
 

@@ -23,13 +23,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from rayburst import __version__
 from rayburst.checkpoint.catalog import Listed, newest_step, read_manifest, steps
+from rayburst.checkpoint.gc import GRACE_S, Collected, collect, plan_gc
 from rayburst.checkpoint.group import Group
 from rayburst.checkpoint.loading import Loaded, load_checkpoint
 from rayburst.checkpoint.manifest import Manifest
 from rayburst.checkpoint.packs import ChunkIndex
 from rayburst.checkpoint.progress import Bandwidth, Progress
 from rayburst.checkpoint.protocol import Reached, SaveStep, ignore_step
+from rayburst.checkpoint.retention import Retention
 from rayburst.checkpoint.saving import PlanCache, Written, write_checkpoint
 from rayburst.checkpoint.staging import HostBuffer, Snapshot
 from rayburst.checkpoint.store import ObjectStore
@@ -49,11 +52,14 @@ Outcome = Literal["started", "waited", "skipped", "superseded"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """How a Checkpointer works. `code` names the version of the training code."""
+    """How a Checkpointer works.
+
+    `code` names the version of the training code, a commit for example; without it rayburst's own.
+    """
 
     when_busy: WhenBusy = "wait"
     digest: str = "xxh3-128"
-    code: str = ""
+    code: str = f"rayburst {__version__}"
     group_timeout_s: float = 600.0
     reached: Reached = ignore_step
     clock: Callable[[], float] = time.time
@@ -220,7 +226,7 @@ class Checkpointer:
             known=self._known,
             reached=o.reached,
             cancelled=handle._cancelled,
-            spans=self._buffer.span,
+            staged=self._buffer,
         )
         written = write_checkpoint(
             self.store,
@@ -279,6 +285,20 @@ class Checkpointer:
     def list(self) -> list[Listed]:
         """Committed steps, oldest first."""
         return steps(self.store)
+
+    def collect(
+        self, policy: Retention, *, dry_run: bool = False, grace_s: float = GRACE_S
+    ) -> Collected:
+        """Keep what `policy` says, remove other checkpoints and what nothing refers to.
+
+        Call it on one rank; safe beside saves, of this process and others. `dry_run` only says.
+        Unreferenced objects younger than `grace_s` stay. CheckpointError while another collection
+        is at work, or where a manifest is damaged.
+        """
+        plan = plan_gc(self.store, policy)
+        return collect(
+            self.store, plan, dry_run=dry_run, grace_s=grace_s, new_id=self.options.new_id
+        )
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Wait for the save under way, whatever comes of it; its handle tells."""

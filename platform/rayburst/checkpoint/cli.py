@@ -101,6 +101,9 @@ def show(uri: Uri, step: Step = None) -> None:
         size = sum(c.length for s in t.shards for c in s.chunks)
         shape = "×".join(map(str, t.shape)) or "scalar"
         table.add_row(name, t.dtype, shape, _bytes(size), str(len(t.shards)))
+    for name, o in m.objects.items():
+        size = sum(c.length for c in o.chunks)
+        table.add_row(name, o.encoding, "no tensor", _bytes(size), "1")
     out.print(table)
 
 
@@ -209,9 +212,9 @@ def gc(
             new_id=lambda: secrets.token_hex(8),
         )
         strays = abort_stray_uploads(store, older_than_s=grace, dry_run=not delete)
-    verb = "deleted" if delete else "would delete"
+    verb, moved = ("deleted", "moved") if delete else ("would delete", "would move")
     out.print(
-        f"{verb} {done.deleted_objects} objects, {_bytes(done.deleted_bytes)}; moved "
+        f"{verb} {done.deleted_objects} objects, {_bytes(done.deleted_bytes)}; {moved} "
         f"{_bytes(done.moved_bytes)}; spared {_bytes(done.spared_bytes)} (young or in use); "
         f"{strays} stray multipart uploads"
     )

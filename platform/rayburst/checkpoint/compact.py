@@ -9,7 +9,7 @@ The caller holds the collection's lock and has seen no live lease.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -17,10 +17,10 @@ from rayburst.checkpoint.chunks import Chunk, digest_of
 from rayburst.checkpoint.fetch import Want, fetch
 from rayburst.checkpoint.manifest import Manifest, StoredObject
 from rayburst.checkpoint.packs import PACK_BYTES
-from rayburst.checkpoint.protocol import manifest_key, pack_key
+from rayburst.checkpoint.protocol import GcReached, GcStep, ignore_step, manifest_key, pack_key
 from rayburst.checkpoint.store import ObjectInfo, ObjectStore
 
-__all__ = ["compact"]
+__all__ = ["compact", "poor_packs"]
 
 S = TypeVar("S")
 Moves = dict[Chunk, Chunk]
@@ -32,25 +32,35 @@ def compact(
     infos: Mapping[str, ObjectInfo],
     below: float,
     new_id: str,
-    on_pack: Callable[[], None] = lambda: None,
+    reached: GcReached = ignore_step,
 ) -> tuple[list[Manifest], int]:
     """Rewrite packs whose live share is under `below`. Returns (manifests as they are now, bytes
     moved)."""
-    live: dict[str, dict[Chunk, str]] = {}
-    names: dict[Chunk, str] = {}
-    for manifest in manifests:
-        for name, chunk in manifest.chunks():
-            live.setdefault(chunk.pack, {})[chunk] = manifest.digest
-            names[chunk] = name
-    poor = [
-        chunks
-        for pack, chunks in sorted(live.items())
-        if pack in infos and sum(c.length for c in chunks) < below * infos[pack].size_bytes
-    ]
-    moves = _move(store, poor, names, f"gc-{new_id}", on_pack)
+    names = {chunk: name for manifest in manifests for name, chunk in manifest.chunks()}
+    poor = list(poor_packs(manifests, infos, below).values())
+    moves = _move(store, poor, names, f"gc-{new_id}", reached)
     if not moves:
         return manifests, 0
-    return [_publish(store, m, moves) for m in manifests], sum(c.length for c in moves)
+    now = []
+    for manifest in manifests:
+        now.append(_publish(store, manifest, moves))
+        reached(GcStep.REPOINTED)
+    return now, sum(c.length for c in moves)
+
+
+def poor_packs(
+    manifests: Iterable[Manifest], infos: Mapping[str, ObjectInfo], below: float
+) -> dict[str, dict[Chunk, str]]:
+    """PURE: packs whose live share is under `below`, each with its live chunks and their digest."""
+    live: dict[str, dict[Chunk, str]] = {}
+    for manifest in manifests:
+        for _, chunk in manifest.chunks():
+            live.setdefault(chunk.pack, {})[chunk] = manifest.digest
+    return {
+        pack: chunks
+        for pack, chunks in sorted(live.items())
+        if pack in infos and sum(c.length for c in chunks) < below * infos[pack].size_bytes
+    }
 
 
 def _move(
@@ -58,7 +68,7 @@ def _move(
     poor: list[dict[Chunk, str]],
     names: Mapping[Chunk, str],
     save: str,
-    on_pack: Callable[[], None],
+    reached: GcReached,
 ) -> Moves:
     moves: Moves = {}
     parts: list[bytes] = []
@@ -75,7 +85,7 @@ def _move(
         parts.clear()
         waiting.clear()
         number += 1
-        on_pack()
+        reached(GcStep.MOVED)
 
     for chunks in poor:
         found: dict[Chunk, bytes] = {}

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from rayburst.checkpoint.catalog import step_numbers, whole_manifests
-from rayburst.checkpoint.compact import compact
+from rayburst.checkpoint.chunks import Chunk
+from rayburst.checkpoint.compact import compact, poor_packs
 from rayburst.checkpoint.local_files import staging_files
 from rayburst.checkpoint.manifest import Manifest
 from rayburst.checkpoint.protocol import (
@@ -30,6 +31,9 @@ from rayburst.checkpoint.protocol import (
     LEASES,
     PACKS,
     PINS,
+    GcReached,
+    GcStep,
+    ignore_step,
     manifest_key,
     pin_key,
     save_of,
@@ -111,34 +115,43 @@ def collect(
     compact_below: float = WELL_USED,
     drop_damaged: bool = False,
     new_id: Callable[[], str],
-    on_object: Callable[[str], None] = lambda _: None,
+    reached: GcReached = ignore_step,
 ) -> Collected:
     """Carry the plan out. CheckpointError while another collection holds gc.json.
 
     `grace_s`: an unreferenced object younger than this stays. `compact_below`: packs whose live
     part is smaller are rewritten; 0 never. `drop_damaged`: delete manifests that cannot be read;
-    without it they stop the collection, for what they need is unknown. `on_object` hears every
-    deleted key.
+    without it they stop the collection, for what they need is unknown. `reached` hears every step.
     """
     now = _take_lock(store, lease_s)
+    reached(GcStep.LOCKED)
     try:
         dropped = () if dry_run else _drop(store, plan, drop_damaged)
+        reached(GcStep.DROPPED)
         gone = set(plan.drop) | (set(plan.damaged) if drop_damaged else set())
         manifests = [m for m in _readable(store, gone) if m.step not in gone]
         infos = {info.key: info for info in store.list(PACKS)}
-        moved = 0
-        if compact_below > 0 and not dry_run and not _live_leases(store, now, lease_s):
-            manifests, moved = compact(
-                store, manifests, infos, compact_below, new_id(), lambda: _hold(store, lease_s)
-            )
+        moved, poor = 0, dict[str, dict[Chunk, str]]()
+        if compact_below > 0 and not _live_leases(store, now, lease_s):
+            poor = poor_packs(manifests, infos, compact_below)
+            moved = sum(chunk.length for chunks in poor.values() for chunk in chunks)
+        if poor and not dry_run:
+
+            def hold(step: GcStep) -> None:
+                _hold(store, lease_s)
+                reached(step)
+
+            manifests, moved = compact(store, manifests, infos, compact_below, new_id(), hold)
             infos |= {info.key: info for info in store.list(PACKS) if info.key not in infos}
-        marks = _mark(store, manifests, now, lease_s)
+        marks = _mark(store, manifests, now, lease_s, without=gone if dry_run else set())
+        if dry_run:
+            marks.packs -= poor.keys()
         doomed, spared = _sweepable(infos.values(), marks, now - timedelta(seconds=grace_s))
         doomed += _dead_leases(store, now, lease_s)
-        for info in doomed:
-            if not dry_run:
-                store.delete(info.key)
-            on_object(info.key)
+        reached(GcStep.MARKED)
+        for info in () if dry_run else doomed:
+            store.delete(info.key)
+            reached(GcStep.SWEPT)
         if not dry_run:
             _sweep_staging(store, now - timedelta(seconds=max(grace_s, lease_s)))
         live = {c for m in manifests for _, c in m.chunks()}
@@ -156,6 +169,7 @@ def collect(
         )
     finally:
         store.delete(GC_LOCK)
+        reached(GcStep.UNLOCKED)
 
 
 def _take_lock(store: ObjectStore, lease_s: float) -> datetime:
@@ -217,8 +231,13 @@ def _dead_leases(store: ObjectStore, now: datetime, lease_s: float) -> list[Obje
 
 
 def _mark(
-    store: ObjectStore, manifests: Iterable[Manifest], now: datetime, lease_s: float
+    store: ObjectStore,
+    manifests: Iterable[Manifest],
+    now: datetime,
+    lease_s: float,
+    without: set[int],
 ) -> _Marks:
+    """What is needed. `without`: steps that a dry run takes for gone."""
     marks = _Marks()
     for manifest in manifests:
         marks.packs |= manifest.packs()
@@ -229,7 +248,8 @@ def _mark(
             marks.saves.add(save_of(info.key) or "")
     # a save that committed between the first list and its lease's end
     for manifest in whole_manifests(store, lambda _step, _error: None):
-        marks.packs |= manifest.packs()
+        if manifest.step not in without:
+            marks.packs |= manifest.packs()
     return marks
 
 

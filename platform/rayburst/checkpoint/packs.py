@@ -4,14 +4,16 @@ Chunks are laid end to end into packs of about 8 MiB, because stores take few la
 faster than many small ones. A pack is written from where the bytes already lie: nothing is joined
 or copied. A broken upload repeats one pack, so a save resumes where it was.
 
-The caller keeps every buffer unchanged until `finish` returns.
+Hashing runs ahead of the uploads: packs that wait hold no memory of their own.
+
+The caller keeps every buffer unchanged until `close` returns.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from rayburst.checkpoint.chunks import Chunk, Digest, cut
 from rayburst.checkpoint.progress import Progress
@@ -31,7 +33,9 @@ class PackWriter:
 
     writer = PackWriter(store, save, rank, parent, digest, progress, cancelled, reached)
     chunks = writer.add(view, chunk_bytes)     # for every tensor
+    writer.place()                             # every chunk has its place
     writer.finish()                            # raises what an upload raised
+    writer.close()
     """
 
     def __init__(
@@ -58,8 +62,10 @@ class PackWriter:
         self._part: tuple[memoryview, int, int] | None = None
         self._filled = 0
         self._number = 0
+        self._key = pack_key(save, rank, 0)
         self._pool = ThreadPoolExecutor(UPLOADS, thread_name_prefix="rayburst-upload")
-        self._pending: set[Future[None]] = set()
+        self._pending: list[Future[None]] = []
+        self._refused = threading.Event()
 
     def add(
         self, buffer: memoryview, chunk_bytes: int, start: int = 0, length: int | None = None
@@ -84,7 +90,7 @@ class PackWriter:
     def _append(self, digest: str, buffer: memoryview, start: int, length: int) -> Chunk:
         if self._filled and self._filled + length > PACK_BYTES:
             self._flush()
-        chunk = Chunk(digest, pack_key(self._save, self._rank, self._number), self._filled, length)
+        chunk = Chunk(digest, self._key, self._filled, length)
         part = self._part
         if part is not None and part[0] is buffer and part[2] == start:
             self._part = (buffer, part[1], start + length)
@@ -107,28 +113,34 @@ class PackWriter:
             return
         if self._cancelled.is_set():
             raise CheckpointAbandonedError(f"save {self._save} was called off while uploading")
-        key, parts, size = pack_key(self._save, self._rank, self._number), self._parts, self._filled
-        self._pending.add(self._pool.submit(self._upload, key, parts, size))
+        key, parts, size = self._key, self._parts, self._filled
+        self._pending.append(self._pool.submit(self._upload, key, parts, size))
         self._parts, self._filled = [], 0
         self._number += 1
-        if len(self._pending) >= 2 * UPLOADS:
-            done, self._pending = wait(self._pending, return_when=FIRST_COMPLETED)
-            for upload in done:
-                upload.result()
+        self._key = pack_key(self._save, self._rank, self._number)
+        if self._refused.is_set():
+            self.finish()  # the store does not take it: hash no further
 
     def _upload(self, key: str, parts: list[memoryview], size: int) -> None:
         if self._cancelled.is_set():
             raise CheckpointAbandonedError(f"save {self._save} was called off while uploading")
-        with self._progress.sending(size):
-            self._store.put(key, parts[0] if len(parts) == 1 else parts)
+        try:
+            with self._progress.sending(size):
+                self._store.put(key, parts[0] if len(parts) == 1 else parts)
+        except BaseException:
+            self._refused.set()
+            raise
         self._reached(SaveStep.FIRST_PACK)
 
-    def finish(self) -> None:
-        """Write the last pack and wait for all."""
+    def place(self) -> None:
+        """Send the last pack on its way."""
         self._flush()
+
+    def finish(self) -> None:
+        """Wait until every pack is on the store."""
         for upload in self._pending:
             upload.result()
-        self._pending = set()
+        self._pending = []
 
     def close(self) -> None:
         """Give the threads back; what waits is dropped."""

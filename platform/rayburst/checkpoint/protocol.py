@@ -1,7 +1,7 @@
-"""The steps of a save, in order: what is on the store after each, and where it may be killed.
+"""The steps of a save and of a collection: what is on the store after each when it is killed there.
 
-A save calls `reached(step)` at each. The crash test kills a real process at every member of
-`SaveStep` and fails if a save does not pass one of them, so a step cannot be added unseen.
+Both call `reached(step)` at each. The crash tests kill a real process at every member of `SaveStep`
+and `GcStep` and fail if one is not passed, so a step cannot be added unseen.
 
 Keys, relative to the folder of a run's checkpoints:
 
@@ -21,7 +21,15 @@ import re
 from collections.abc import Callable
 from enum import Enum
 
-__all__ = ["GC_LOCK", "LATEST", "Reached", "SaveStep", "ignore_step"]
+__all__ = [
+    "GC_LOCK",
+    "LATEST",
+    "GcReached",
+    "GcStep",
+    "Reached",
+    "SaveStep",
+    "ignore_step",
+]
 
 LATEST = "latest.json"
 GC_LOCK = "gc.json"
@@ -39,6 +47,7 @@ class SaveStep(Enum):
     LEASED = "the lease says what this save will build on"
     PARENT_CONFIRMED = "the parent is still there after the lease"
     FIRST_PACK = "one pack is written"
+    PLACED = "every chunk of this rank has its place; its last packs are on their way"
     PACKS_DONE = "this rank's packs are written"
     GATHERED = "every rank's packs are written; the manifest is ready"
     COMMITTED = "the manifest is written"
@@ -46,11 +55,24 @@ class SaveStep(Enum):
     RELEASED = "the lease is gone"
 
 
+class GcStep(Enum):
+    """Moments of one collection. At each of them every kept checkpoint is whole."""
+
+    LOCKED = "gc.json is taken; nothing is removed"
+    DROPPED = "the manifests that retention gives up are gone"
+    MOVED = "live chunks of badly used packs are written once more"
+    REPOINTED = "one manifest points to the moved chunks"
+    MARKED = "what is needed is known; nothing is swept"
+    SWEPT = "one object that nothing needs is gone"
+    UNLOCKED = "gc.json is given back"
+
+
 Reached = Callable[[SaveStep], None]
+GcReached = Callable[[GcStep], None]
 
 
-def ignore_step(_step: SaveStep) -> None:
-    """The hook of a save that nobody watches."""
+def ignore_step(_step: Enum) -> None:
+    """The hook of a save or a collection that nobody watches."""
 
 
 def manifest_key(step: int) -> str:

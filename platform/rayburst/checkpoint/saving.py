@@ -1,4 +1,4 @@
-"""One save, all ranks: plan once, write, gather, commit.
+"""One save, all ranks: plan once, hash and place, gather, write, commit.
 
 The plan of the first save is kept while the layout of the state stays the same on every rank, so
 a steady save costs no planning and no plan traffic. Runs in any thread, on its own group.
@@ -7,17 +7,18 @@ a steady save costs no planning and no plan traffic. Runs in any thread, on its 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import chain
 
 from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import SavePlan
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
+from rayburst.checkpoint.drafting import Layout, Piece, Placed, layout_of, pieces_of
 from rayburst.checkpoint.group import Group
 from rayburst.checkpoint.manifest import Manifest
 from rayburst.checkpoint.packs import ChunkIndex
 from rayburst.checkpoint.planner import StateSavePlanner
 from rayburst.checkpoint.progress import Progress
-from rayburst.checkpoint.staging import Snapshot
+from rayburst.checkpoint.staging import HostBuffer, Snapshot
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.checkpoint.writer import CheckpointWriter, SaveSettings
 
@@ -26,11 +27,11 @@ __all__ = ["PlanCache", "Written", "write_checkpoint"]
 
 @dataclass(slots=True)
 class PlanCache:
-    """This rank's plan for a layout; on rank 0 also what all ranks write."""
+    """This rank's part of a state's layout; on rank 0 also the whole of it."""
 
     layout: int = -1
-    plan: SavePlan | None = None
-    metadata: Metadata | None = None
+    items: list[Piece | WriteItem] | None = None
+    whole: Layout | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,23 +58,26 @@ def write_checkpoint(
     planner = StateSavePlanner(snapshot.staged)
     writer = CheckpointWriter(store, settings, progress)
     try:
-        plan, metadata = _plan(planner, snapshot, group, cache)
+        items = _plan(planner, snapshot, group, cache, settings.staged)
         ticket = group.rank0(writer.open)
-        results = group.together(
-            lambda: writer.write_items(plan.items, planner, group.rank, ticket)
-        )
+        placed = group.together(lambda: writer.place_items(items, planner, group.rank, ticket))
         writer.world = group.world
-        sha256 = group.rank0(lambda: _finish(writer, metadata, results))
+        group.together(lambda: _draft_and_finish(writer, cache.whole, placed))
+        sha256 = group.rank0(lambda: writer.commit().sha256)
     except BaseException:
         writer.abort()
         raise
+    finally:
+        writer.close()
     return Written(sha256=sha256, manifest=writer.manifest, index=writer.index)
 
 
-def _finish(writer: CheckpointWriter, metadata: Metadata | None, results: list[Any]) -> str:
-    if metadata is None:
-        raise RuntimeError("rank 0 has no plan of the whole checkpoint")
-    return writer.finish_with(metadata, results).sha256
+def _draft_and_finish(
+    writer: CheckpointWriter, whole: Layout | None, placed: list[list[Placed]]
+) -> None:
+    if whole is not None:  # rank 0
+        writer.draft(whole, chain.from_iterable(placed))
+    writer.finish_packs()
 
 
 def _plan(
@@ -81,10 +85,11 @@ def _plan(
     snapshot: Snapshot,
     group: Group,
     cache: PlanCache,
-) -> tuple[SavePlan, Metadata | None]:
-    kept = cache.plan if cache.layout == snapshot.layout else None
+    staged: HostBuffer | None,
+) -> list[Piece | WriteItem]:
+    kept = cache.items if cache.layout == snapshot.layout else None
     if group.everyone(kept is not None) and kept is not None:
-        return kept, cache.metadata
+        return kept
     planner.take(snapshot.leaves, snapshot.paths)
     plans = group.together(planner.create_local_plan)
     found: list[Metadata] = []
@@ -95,5 +100,9 @@ def _plan(
         return [replace(plan, planner_data=None) for plan in dealt]
 
     plan = planner.finish_plan(group.deal(whole))
-    cache.layout, cache.plan, cache.metadata = snapshot.layout, plan, found[0] if found else None
-    return plan, cache.metadata
+    items: list[Piece | WriteItem] = list(plan.items)
+    if staged is not None:
+        items = pieces_of(plan.items, planner, staged)
+    cache.layout, cache.items = snapshot.layout, items
+    cache.whole = layout_of(found[0]) if found else None
+    return items

@@ -124,13 +124,12 @@ class SaveSession:
                 _log.warning("the lease was not renewed: %s", error)
                 continue  # the age of the lease is looked at again before and after the commit
 
-    def commit(self, manifest: Manifest) -> Manifest:
-        """Write the manifest if no other is there. Returns it with its digest.
+    def commit(self, manifest: Manifest, data: bytes) -> Manifest:
+        """Write the manifest, encoded as `data`, if no other is there. Returns it with its digest.
 
         CheckpointExistsError: another writer was first. CheckpointAbandonedError: the lease ran
         out and packs are gone. StoreError: the store did not take it.
         """
-        data = manifest.encode()
         self._reached(SaveStep.GATHERED)
         if self._late():
             self._prove(manifest)

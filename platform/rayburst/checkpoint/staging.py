@@ -86,14 +86,19 @@ class HostBuffer:
         self._flat = torch.zeros(0, dtype=torch.uint8)
         self._memory = memoryview(b"")
         self._views: list[torch.Tensor] = []
+        self._device: str | None = None  # of the accelerator that holds tensors of the state
         self._stream: Any = None
-        self._cuda = False
         self.layout = 0  # counts layouts: the same number means the same names, shapes, dtypes
 
     @property
     def size_bytes(self) -> int:
         """Host memory held."""
         return self._flat.numel()
+
+    @property
+    def memory(self) -> memoryview:
+        """All of it; the same object while the layout stays the same."""
+        return self._memory
 
     def stage(self, state: Mapping[Any, Any]) -> Snapshot:
         """Copy the state. Returns when the copy is complete; the next call overwrites it."""
@@ -137,11 +142,11 @@ class HostBuffer:
         for tensor in tensors:
             offsets.append(end)
             end += -(-tensor.numel() * tensor.element_size() // _ALIGN) * _ALIGN
-        cuda = self._cuda = any(t.device.type == "cuda" for t in tensors)
+        self._device = next((t.device.type for t in tensors if t.device.type != "cpu"), None)
         if self._flat.numel() < end or self._flat.numel() > 1.1 * end:
             self._views, self._memory = [], memoryview(b"")
             self._flat = torch.zeros(0, dtype=torch.uint8)  # the old one goes before the new comes
-            self._flat = torch.zeros(end, dtype=torch.uint8, pin_memory=cuda)
+            self._flat = torch.zeros(end, dtype=torch.uint8, pin_memory=self._device is not None)
         self._memory = memory_of(self._flat) if end else memoryview(b"")
         self._views = [
             self._flat[start : start + t.numel() * t.element_size()].view(t.dtype).view(t.shape)
@@ -150,18 +155,20 @@ class HostBuffer:
         self.layout += 1
 
     def _copy(self, tensors: list[torch.Tensor]) -> None:
-        if not self._cuda:
-            if tensors:
-                with torch.no_grad():
-                    torch._foreach_copy_(self._views, tensors)
-            return
+        if self._device is not None:
+            self._copy_beside(torch.get_device_module(self._device), tensors)
+        elif tensors:
+            with torch.no_grad():
+                torch._foreach_copy_(self._views, tensors)
+
+    def _copy_beside(self, device: Any, tensors: list[torch.Tensor]) -> None:
+        """On a side stream, after what the training has queued; pinned memory takes it by DMA."""
         if self._stream is None:
-            side: Any = torch.cuda.Stream
-            self._stream = side()
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
+            self._stream = device.Stream()
+        self._stream.wait_stream(device.current_stream())
+        with device.stream(self._stream), torch.no_grad():
             for view, tensor in zip(self._views, tensors, strict=True):
-                view.copy_(tensor.detach(), non_blocking=True)
+                view.copy_(tensor, non_blocking=True)
         self._stream.synchronize()
 
 

@@ -9,37 +9,27 @@ session; every rank writes its own packs. Deliberately does not know how state g
 
 from __future__ import annotations
 
-import io
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    Metadata,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
 from rayburst.checkpoint.catalog import read_manifest
-from rayburst.checkpoint.chunks import Chunk, chunk_bytes_for, digest_of
-from rayburst.checkpoint.manifest import (
-    Manifest,
-    Parent,
-    Shard,
-    StoredObject,
-    StoredTensor,
-)
+from rayburst.checkpoint.chunks import digest_of
+from rayburst.checkpoint.drafting import Layout, Piece, Placed, complete, layout_of, place
+from rayburst.checkpoint.garbage import garbage_pause
+from rayburst.checkpoint.manifest import Manifest, Parent
 from rayburst.checkpoint.packs import ChunkIndex, PackWriter
 from rayburst.checkpoint.progress import Progress
 from rayburst.checkpoint.protocol import Reached, SaveStep, ignore_step
 from rayburst.checkpoint.session import SaveSession, Ticket
-from rayburst.checkpoint.staging import Span, bytes_of
+from rayburst.checkpoint.staging import HostBuffer
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import (
     CheckpointAbandonedError,
@@ -64,7 +54,7 @@ class SaveSettings:
     known: tuple[str, ChunkIndex] | None = None  # this rank's chunks of the manifest of this sha256
     reached: Reached = ignore_step
     cancelled: threading.Event = field(default_factory=threading.Event)
-    spans: Callable[[torch.Tensor], Span] = bytes_of
+    staged: HostBuffer | None = None  # where the bytes lie; without it, where the planner says
 
     def __post_init__(self) -> None:
         if not 0 <= self.step < 10**12:
@@ -82,6 +72,7 @@ class CheckpointWriter(StorageWriter):
         self._rank = 0
         self.world = 1
         self._packs: PackWriter | None = None
+        self._draft: tuple[Manifest, bytes] | None = None
         self.manifest: Manifest | None = None
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
@@ -133,32 +124,55 @@ class CheckpointWriter(StorageWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         rank, ticket = plan.storage_data
         future: Future[list[WriteResult]] = Future()
-        future.set_result(self.write_items(plan.items, planner, rank, ticket))
+        try:
+            placed = self.place_items(plan.items, planner, rank, ticket)
+            self.finish_packs()
+        finally:
+            self.close()
+        sizes = [sum(chunk.length for chunk in p.chunks) for p in placed]
+        future.set_result(
+            [
+                WriteResult(index=item.index, size_in_bytes=size, storage_data=p)
+                for item, size, p in zip(plan.items, sizes, placed, strict=True)
+            ]
+        )
         return future
 
-    def write_items(
-        self, items: list[WriteItem], planner: SavePlanner, rank: int, ticket: Ticket
-    ) -> list[WriteResult]:
-        """This rank's packs, all on the store when it returns."""
+    def place_items(
+        self,
+        items: Sequence[Piece | WriteItem],
+        planner: SavePlanner,
+        rank: int,
+        ticket: Ticket,
+    ) -> list[Placed]:
+        """Hash this rank's chunks and give each its place. Packs are on their way on return."""
         s = self._settings
-        packs = PackWriter(
-            self._store,
-            ticket.save,
-            rank,
-            self._parent_index(ticket),
-            digest_of(s.digest),
-            self._progress,
-            s.cancelled,
-            s.reached,
-        )
-        self._packs = packs
-        try:
-            results = [_write(item, planner, packs, s.spans) for item in items]
-            packs.finish()
-        finally:
-            packs.close()
-        s.reached(SaveStep.PACKS_DONE)
-        return results
+        with garbage_pause():
+            packs = self._packs = PackWriter(
+                self._store,
+                ticket.save,
+                rank,
+                self._parent_index(ticket),
+                digest_of(s.digest),
+                self._progress,
+                s.cancelled,
+                s.reached,
+            )
+            placed = [place(item, planner, packs, s.staged) for item in items]
+        packs.place()
+        s.reached(SaveStep.PLACED)
+        return placed
+
+    def finish_packs(self) -> None:
+        """All packs of this rank are on the store when it returns."""
+        if self._packs is not None:
+            self._packs.finish()
+        self._settings.reached(SaveStep.PACKS_DONE)
+
+    def close(self) -> None:
+        """End the uploads, finished or not. The staged bytes are free on return."""
+        if self._packs is not None:
+            self._packs.close()
 
     def _parent_index(self, ticket: Ticket) -> ChunkIndex:
         s = self._settings
@@ -171,22 +185,45 @@ class CheckpointWriter(StorageWriter):
             return {}
         return {(c.digest, c.length): c for _, c in parent.chunks()}
 
-    def finish_with(self, metadata: Metadata, results: list[list[WriteResult]]) -> Manifest:
-        """`finish`, and the manifest that it committed."""
-        self.finish(metadata, results)
-        if self.manifest is None:
-            raise CheckpointError("the session ended without a manifest")
-        return self.manifest
+    def draft(self, layout: Layout, placed: Iterable[Placed]) -> None:
+        """Coordinator: make the manifest while the last packs are on their way."""
+        if self._session is None:
+            raise CheckpointError("draft before prepare_global_plan: DCP calls them in order")
+        s = self._settings
+        head = Manifest(
+            step=s.step,
+            save=s.save,
+            created_ms=s.created_ms,
+            world=self.world,
+            digest=s.digest,
+            parent=self._session.ticket.parent,
+            tensors={},
+            objects={},
+            paths={},
+            about=s.about,
+        )
+        with garbage_pause():
+            manifest = complete(head, layout, placed)
+            self._draft = (manifest, manifest.encode())
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        if self._session is None:
-            raise CheckpointError("finish before prepare_global_plan: DCP calls them in order")
+        # a box that two ranks wrote is the same box
+        placed = {r.index: r.storage_data for rank in results for r in rank}
+        self.draft(layout_of(metadata), placed.values())
+        self.commit()
+
+    def commit(self) -> Manifest:
+        """Coordinator: all packs of all ranks are on the store; make the checkpoint visible."""
+        if self._session is None or self._draft is None:
+            raise CheckpointError("commit before draft: every rank's chunks need their place")
         if self._settings.cancelled.is_set():
             raise CheckpointAbandonedError(f"save {self._settings.save} was called off")
-        self.manifest = self._session.commit(self._build(metadata, results))
+        self.manifest = self._session.commit(*self._draft)
+        return self.manifest
 
     def abort(self) -> None:
         """After any failure: give the lease back. What was written is garbage for gc."""
+        self.close()
         if self._session is not None and self.manifest is None:
             self._session.release()
 
@@ -194,94 +231,3 @@ class CheckpointWriter(StorageWriter):
     def index(self) -> ChunkIndex:
         """This rank's chunks, for the next save's settings."""
         return {} if self._packs is None else self._packs.index
-
-    def _build(self, metadata: Metadata, results: list[list[WriteResult]]) -> Manifest:
-        s = self._settings
-        by_index = {r.index: r.storage_data for rank in results for r in rank}
-        tensors: dict[str, StoredTensor] = {}
-        objects: dict[str, StoredObject] = {}
-        boxes: dict[str, list[Shard]] = {}
-        for index, (kind, box, chunk_bytes, chunks) in by_index.items():
-            if kind == "tensor":
-                offset, shape = box
-                boxes.setdefault(index.fqn, []).append(
-                    Shard(offset=offset, shape=shape, chunk_bytes=chunk_bytes, chunks=chunks)
-                )
-            else:
-                objects[index.fqn] = StoredObject(
-                    encoding=kind, chunk_bytes=chunk_bytes, chunks=chunks
-                )
-        for name, stored in metadata.state_dict_metadata.items():
-            if isinstance(stored, TensorStorageMetadata):
-                tensors[name] = _stored_tensor(name, stored, boxes.get(name, []))
-            elif isinstance(stored, BytesStorageMetadata) and name not in objects:
-                raise CheckpointError(f"{name}: no rank wrote this leaf")
-        ticket_parent = self._session.ticket.parent if self._session is not None else None
-        return Manifest(
-            step=s.step,
-            save=s.save,
-            created_ms=s.created_ms,
-            world=self.world,
-            digest=s.digest,
-            parent=ticket_parent,
-            tensors=tensors,
-            objects=objects,
-            paths=_paths(metadata.planner_data, [*tensors, *objects]),
-            about=s.about,
-        )
-
-
-def _paths(found: Mapping[str, Any] | None, names: list[str]) -> dict[str, tuple[Any, ...]]:
-    """Paths in the manifest's form; DCP's own planners write a list's index as a bare int."""
-    if not found:
-        return {name: (name,) for name in names}
-    return {
-        name: tuple([[part] if isinstance(part, int) else part for part in path])
-        for name, path in found.items()
-    }
-
-
-def _stored_tensor(name: str, stored: TensorStorageMetadata, shards: list[Shard]) -> StoredTensor:
-    covered = sum(_volume(shard.shape) for shard in shards)
-    if covered != _volume(tuple(stored.size)):
-        raise CheckpointError(
-            f"{name}: its pieces hold {covered} of {_volume(tuple(stored.size))} elements. Every "
-            f"rank that holds a shard must take part in the save."
-        )
-    return StoredTensor(
-        dtype=str(stored.properties.dtype).removeprefix("torch."),
-        shape=tuple(stored.size),
-        shards=tuple(sorted(shards, key=lambda shard: shard.offset)),
-    )
-
-
-def _volume(shape: tuple[int, ...]) -> int:
-    volume = 1
-    for extent in shape:
-        volume *= extent
-    return volume
-
-
-def _write(
-    item: WriteItem,
-    planner: SavePlanner,
-    packs: PackWriter,
-    spans: Callable[[torch.Tensor], Span],
-) -> WriteResult:
-    value = planner.resolve_data(item)
-    if item.type is WriteItemType.BYTE_IO:
-        if not isinstance(value, io.BytesIO):
-            raise CheckpointError(f"{item.index.fqn}: the planner gave {type(value)}, not BytesIO")
-        span, kind, box = Span.whole(value.getbuffer()), getattr(value, "encoding", "torch"), None
-    else:
-        if not isinstance(value, torch.Tensor) or item.tensor_data is None:
-            raise CheckpointError(f"{item.index.fqn}: the planner gave {type(value)}, no tensor")
-        chunk = item.tensor_data.chunk
-        span, kind, box = spans(value), "tensor", (tuple(chunk.offsets), tuple(chunk.sizes))
-    chunk_bytes = chunk_bytes_for(span.length)
-    chunks: tuple[Chunk, ...] = packs.add(span.buffer, chunk_bytes, span.start, span.length)
-    return WriteResult(
-        index=item.index,
-        size_in_bytes=span.length,
-        storage_data=(kind, box, chunk_bytes, chunks),
-    )

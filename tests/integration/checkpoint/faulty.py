@@ -14,6 +14,11 @@ from urllib.parse import urlsplit
 Plan = Callable[[str, str, int], str | None]
 BUSY = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
 
+SKEWED = (
+    b"<Error><Code>RequestTimeTooSkewed</Code><Message>The difference between the request time "
+    b"and the current time is too large.</Message></Error>"
+)
+
 
 class FaultyProxy:
     """Forwards to `endpoint`. `plan(method, path, number of the request)` names a fault or None:
@@ -21,10 +26,10 @@ class FaultyProxy:
     "503" an answer of SlowDown; "503-after" the same after the request was carried out;
     "reset" the connection breaks in the middle of the answer; "cut" before the request is sent on;
     "stall" nothing for `stall_s`; "slow" the answer trickles; "flip-down" one bit of the answer's
-    body is wrong; "flip-up" one bit of the request's.
+    body is wrong; "flip-up" one bit of the request's; "skew" the request's time is refused.
     """
 
-    def __init__(self, endpoint: str, stall_s: float = 4.0) -> None:
+    def __init__(self, endpoint: str, stall_s: float = 8.0) -> None:
         upstream = urlsplit(endpoint)
         self.fired: Counter[str] = Counter()
         self.requests: Counter[str] = Counter()
@@ -42,6 +47,9 @@ class FaultyProxy:
                 fault = proxy.next_fault(self.command, self.path)
                 if fault == "503":
                     self.answer(503, [("Content-Type", "application/xml")], BUSY)
+                    return
+                if fault == "skew":
+                    self.answer(403, [("Content-Type", "application/xml")], SKEWED)
                     return
                 if fault == "cut":
                     self.reset()

@@ -10,14 +10,19 @@ from __future__ import annotations
 import json
 import os
 import random
+import secrets
 import signal
 import sys
+from enum import Enum
 from typing import Any
 
 import torch
 
 from rayburst.checkpoint.checkpointer import Checkpointer, Options
-from rayburst.checkpoint.protocol import SaveStep
+from rayburst.checkpoint.gc import collect, plan_gc
+from rayburst.checkpoint.protocol import GcStep, SaveStep
+from rayburst.checkpoint.retention import Retention
+from rayburst.checkpoint.store import ObjectStore
 
 
 def state_at(step: int, seed: int = 0) -> dict[str, Any]:
@@ -36,7 +41,7 @@ def killer(at: str | None, occurrence: int = 1) -> Any:
     """A hook that kills this very process at the n-th time the step is reached."""
     seen = 0
 
-    def reached(step: SaveStep) -> None:
+    def reached(step: Enum) -> None:
         nonlocal seen
         if at is not None and step.name == at:
             seen += 1
@@ -75,7 +80,30 @@ def stalled_save(say: Any, uri: str, step: int) -> None:
         checkpoints.save(state_at(step), step=step)
 
 
-CASES = {f.__name__: f for f in (save_steps, save_until_killed, stalled_save)}
+def collect_once(say: Any, uri: str, kill_at: str | None, occurrence: int) -> None:
+    """Keep the newest three and collect; be killed at the n-th time the step is reached."""
+    store = ObjectStore.open(uri)
+    done = collect(
+        store,
+        plan_gc(store, Retention(newest=3)),
+        grace_s=0,
+        lease_s=0,
+        new_id=lambda: secrets.token_hex(4),
+        reached=killer(kill_at, occurrence),
+    )
+    say([done.stored_bytes, done.referenced_bytes])
+
+
+def collect_and_be_killed(say: Any, uri: str, seed: int) -> None:
+    """Collect and be killed at a random moment, or reach the end."""
+    draw = random.Random(seed)
+    collect_once(say, uri, draw.choice([s.name for s in GcStep]), draw.randint(1, 3))
+
+
+CASES = {
+    f.__name__: f
+    for f in (save_steps, save_until_killed, stalled_save, collect_once, collect_and_be_killed)
+}
 
 
 def run(command: dict[str, Any]) -> dict[str, Any]:

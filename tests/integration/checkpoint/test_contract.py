@@ -115,6 +115,12 @@ def test_a_life_of_checkpoints(store: ObjectStore) -> None:
         assert dry.dropped_steps == (1, 3)
         assert [listed.step for listed in checkpoints.list()] == [1, 2, 3, 4, 5]
         done = collect(store, plan, grace_s=0, new_id=lambda: "real")
+        assert (dry.deleted_objects, dry.deleted_bytes, dry.moved_bytes) == (
+            done.deleted_objects,
+            done.deleted_bytes,
+            done.moved_bytes,
+        )
+        assert done.moved_bytes > 0
         assert [listed.step for listed in checkpoints.list()] == [2, 4, 5]
         assert done.stored_bytes <= 1.1 * done.referenced_bytes
         assert all(verify(store, step).whole for step in (2, 4, 5))

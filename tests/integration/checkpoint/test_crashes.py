@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from rayburst.checkpoint.catalog import newest_step, read_manifest
+from rayburst.checkpoint.catalog import newest_step, read_manifest, steps
 from rayburst.checkpoint.checkpointer import Checkpointer
 from rayburst.checkpoint.gc import collect, plan_gc
-from rayburst.checkpoint.protocol import SaveStep
+from rayburst.checkpoint.protocol import GcStep, SaveStep
 from rayburst.checkpoint.retention import Retention
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.checkpoint.tree import flatten
+from rayburst.checkpoint.verify import verify
 
 HERE = Path(__file__).parent
 VISIBLE = {SaveStep.COMMITTED, SaveStep.HINTED, SaveStep.RELEASED}
@@ -132,6 +133,23 @@ def test_killed_at_every_step(fork: Forker, uri: str) -> None:
         assert done.stored_bytes <= 1.1 * done.referenced_bytes
 
 
+def test_a_collection_killed_at_every_step_harms_nothing(fork: Forker, uri: str) -> None:
+    for step in GcStep:
+        store = ObjectStore.open(uri).child(f"gc-{step.name.lower()}")
+        fork("save_steps", uri=store.uri, steps=list(range(1, 7)), kill_at=None, occurrence=1)
+        status, said = fork("collect_once", uri=store.uri, kill_at=step.name, occurrence=1)
+        assert (status, said) == (-9, []), f"{step} was not reached"
+        assert all(verify(store, kept).whole for kept in (4, 5, 6)), step
+        # a save goes on beside what the dead collection left, and the next one finishes its work
+        assert fork("save_steps", uri=store.uri, steps=[7], kill_at=None, occurrence=1)[0] == 0
+        status, [sizes] = fork("collect_once", uri=store.uri, kill_at=None, occurrence=1)
+        assert status == 0
+        assert sizes[0] <= 1.1 * sizes[1]
+        assert [listed.step for listed in steps(store)] == [5, 6, 7]
+        assert all(verify(store, kept).whole for kept in (5, 6, 7)), step
+        check(store, [7], {7})
+
+
 def test_a_kill_in_the_very_first_save_leaves_nothing_visible(fork: Forker, uri: str) -> None:
     status, said = fork("save_steps", uri=uri, steps=[1], kill_at="GATHERED", occurrence=1)
     assert (status, said) == (-9, [])
@@ -157,9 +175,9 @@ def test_collection_spares_a_live_save_and_takes_a_dead_one(fork: Forker, uri: s
 def test_a_hundred_saves_under_random_kills_leave_no_garbage(fork: Forker, uri: str) -> None:
     store, draw, step, kills = ObjectStore.open(uri), random.Random(7), 1, 0
     acknowledged: list[int] = []
-    while step < 100:
+    while step <= 100:
         status, said = fork(
-            "save_until_killed", uri=uri, first=step, last=100, seed=draw.randrange(10**6)
+            "save_until_killed", uri=uri, first=step, last=101, seed=draw.randrange(10**6)
         )
         assert status in (0, -9)
         kills += status == -9
@@ -168,16 +186,15 @@ def test_a_hundred_saves_under_random_kills_leave_no_garbage(fork: Forker, uri: 
         assert newest is None or newest >= max(acknowledged, default=0)
         step = (newest or 0) + 1
         if draw.random() < 0.3:
-            plan = plan_gc(store, Retention(newest=3))
-            collect(store, plan, grace_s=0, lease_s=0, new_id=lambda: f"{draw.random()}")
+            fork("collect_and_be_killed", uri=uri, seed=draw.randrange(10**6))
     assert kills > 10
-    assert check(store, acknowledged, {99}) == 99
+    assert check(store, acknowledged, {100}) == 100
     done = collect(
         store, plan_gc(store, Retention(newest=3)), grace_s=0, lease_s=0, new_id=lambda: "end"
     )
-    kept = [read_manifest(store, n) for n in (97, 98, 99)]
+    kept = [read_manifest(store, n) for n in (98, 99, 100)]
     needed = {chunk for manifest in kept for _, chunk in manifest.chunks()}
     stored = sum(info.size_bytes for info in store.list())
     assert stored <= 1.1 * sum(c.length for c in needed)
     assert done.stored_bytes <= 1.1 * done.referenced_bytes
-    check(store, acknowledged, {99})
+    check(store, acknowledged, {100})

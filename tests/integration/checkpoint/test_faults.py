@@ -17,12 +17,12 @@ from rayburst.errors import CheckpointDamagedError, CheckpointExistsError, Store
 from .conftest import READER, Server, environment
 from .faulty import FaultyProxy
 
-PATIENT = StoreOptions(
-    connect_timeout_s=2,
-    request_timeout_s=3,
-    read_timeout_s=1.5,
-    retries=8,
-    retry_s=40,
+PATIENT = StoreOptions(  # a stall ends soon, and a busy machine is tried again for long
+    connect_timeout_s=5,
+    request_timeout_s=6,
+    read_timeout_s=3,
+    retries=60,
+    retry_s=100,
     backoff_first_s=0.02,
     backoff_most_s=0.2,
 )
@@ -116,7 +116,7 @@ def test_a_dead_network_ends_in_an_error_not_a_hang(proxy: FaultyProxy, seaweed:
 
 
 def test_after_a_failed_save_the_next_one_works(proxy: FaultyProxy, seaweed: Server) -> None:
-    options = StoreOptions(retries=0, retry_s=5, request_timeout_s=3, read_timeout_s=3)
+    options = StoreOptions(retries=0, retry_s=60, request_timeout_s=60, read_timeout_s=60)
     store = ObjectStore.open(f"{seaweed.fresh()}/run", options)
     with Checkpointer(store) as checkpoints:
         checkpoints.save(state(1), step=1)
@@ -147,6 +147,20 @@ def test_a_clock_that_is_an_hour_off_harms_nothing(s3_uri: str) -> None:
     assert done.spared_bytes > 0
     with Checkpointer(store) as checkpoints:
         assert checkpoints.load().step == 2
+
+
+def test_a_store_that_refuses_our_clock_says_so(proxy: FaultyProxy, store: ObjectStore) -> None:
+    with Checkpointer(store) as checkpoints:
+        checkpoints.save(state(1), step=1)
+        proxy.plan = lambda method, path, number: "skew" if method == "PUT" else None
+        with pytest.raises(StoreError, match=r"clock and the store's differ .* \(NTP\)"):
+            checkpoints.save(state(2), step=2)
+        proxy.plan = lambda method, path, number: "skew"
+        with pytest.raises(StoreError, match="A clock that is off is refused like this too"):
+            checkpoints.save(state(2), step=2)
+        proxy.plan = lambda method, path, number: None
+        assert checkpoints.load().step == 1
+    assert proxy.fired["skew"] >= 1
 
 
 def test_read_only_credentials_load_and_do_not_save(
@@ -200,7 +214,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         [sys.executable, "-c", FULL_DISK, str(tmp_path / "store")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
     )
     assert done.returncode == 0, done.stderr
     left = [p for p in (tmp_path / "store").rglob("*") if "#" in p.name]

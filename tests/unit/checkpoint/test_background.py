@@ -14,7 +14,8 @@ import rayburst.checkpoint as checkpoint
 from rayburst.checkpoint import checkpointer
 from rayburst.checkpoint.checkpointer import Checkpointer, FlushReport, Options, SaveHandle
 from rayburst.checkpoint.protocol import SaveStep
-from rayburst.errors import CheckpointAbandonedError, CheckpointError
+from rayburst.checkpoint.retention import Best, Retention
+from rayburst.errors import CheckpointAbandonedError, CheckpointError, CheckpointExistsError
 
 
 class Gate:
@@ -88,6 +89,37 @@ def test_supersede_calls_the_old_save_off(tmp_path: Path, monkeypatch: pytest.Mo
         assert second.result(30).step == 2
         assert [listed.step for listed in checkpoints.list()] == [2]
         assert torch.equal(checkpoints.load().state["w"], state(2)["w"])
+
+
+def test_of_two_writers_of_a_step_one_wins_and_the_other_is_told(tmp_path: Path) -> None:
+    gate = Gate(SaveStep.GATHERED)
+    slow = Checkpointer(str(tmp_path), Options(reached=gate))
+    with slow, Checkpointer(str(tmp_path)) as fast:
+        late = slow.async_save(state(7), step=1)
+        assert gate.here.wait(30)
+        assert fast.save(state(1), step=1).step == 1
+        gate.open.set()
+        with pytest.raises(CheckpointExistsError, match="step 1 is already saved"):
+            late.result(30)
+        assert torch.equal(slow.load().state["w"], state(1)["w"])
+        assert slow.save(state(8), step=2).step == 2
+        assert list(slow.store.list("leases")) == []
+
+
+def test_collect_keeps_what_the_policy_says_and_says_it_first(tmp_path: Path) -> None:
+    with Checkpointer(str(tmp_path)) as checkpoints:
+        for step in range(1, 6):
+            checkpoints.save(state(step), step=step, metrics={"loss": abs(step - 2.0)})
+        policy = Retention(newest=2, best=Best(metric="loss"))
+        said = checkpoints.collect(policy, dry_run=True, grace_s=0)
+        assert (said.dropped_steps, said.dry_run) == ((1, 3), True)
+        assert len(checkpoints.list()) == 5
+        done = checkpoints.collect(policy, grace_s=0)
+        assert done.dropped_steps == (1, 3)
+        assert done.deleted_bytes == said.deleted_bytes > 0
+        assert [listed.step for listed in checkpoints.list()] == [2, 4, 5]
+        assert done.stored_bytes <= 1.1 * done.referenced_bytes
+        assert checkpoints.save(state(6), step=6).step == 6
 
 
 def test_training_goes_on_without_disturbing_what_was_staged(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def test_ls_and_show(uri: str) -> None:
     assert "parent step 3" in shown
     assert "model.w" in shown
     assert "int64" in shown
+    assert "no tensor" in shown
 
 
 def test_verify_names_the_damaged_object_and_fails(uri: str) -> None:
@@ -68,6 +69,7 @@ def test_gc_says_first_and_does_when_told(uri: str) -> None:
     assert "would drop step 1" in told
     assert "keep step 2: best loss" in told
     assert "nothing was deleted" in told
+    assert "would delete 0 objects" not in told
     assert len(list(ObjectStore.open(uri).list("manifests"))) == 5
     run(*options, "--delete")
     kept = sorted(i.key for i in ObjectStore.open(uri).list("manifests"))

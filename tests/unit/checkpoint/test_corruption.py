@@ -73,7 +73,13 @@ def garble(data: bytes, other: bytes, at: int) -> bytes:
     return data[:start] + b"\xff" * min(64, len(data) - start) + data[start + 64 :]
 
 
-DAMAGES: list[Damage] = [flip, truncate, delete, replace, swap_halves, garble]
+def swap_a_chunk(data: bytes, other: bytes, at: int) -> bytes:
+    """One chunk's place holds the chunk that another step has there."""
+    start = at % len(data) // 262_144 * 262_144
+    return data[:start] + other[start : start + 262_144] + data[start + 262_144 :]
+
+
+DAMAGES: list[Damage] = [flip, truncate, delete, replace, swap_halves, swap_a_chunk, garble]
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -205,3 +207,40 @@ def test_staging_reuses_its_memory_and_keeps_its_layout() -> None:
     buffer.stage({"a": torch.ones(5)})
     assert buffer.layout == layout + 1
     assert buffer.size_bytes < 1000
+
+
+def test_an_accelerator_copies_on_a_side_stream_and_is_waited_for() -> None:
+    """The order of the calls, on a stand-in for torch.cuda: there is no GPU here."""
+    told: list[str] = []
+
+    class Stream:
+        def wait_stream(self, other: str) -> None:
+            told.append(f"the side stream waits for {other}")
+
+        def synchronize(self) -> None:
+            told.append(f"copied: {bool(torch.equal(buffer._views[0], state['a']))}")
+
+    class Device:
+        made = 0
+
+        def Stream(self) -> Stream:
+            self.made += 1
+            return Stream()
+
+        def current_stream(self) -> str:
+            return "training"
+
+        @contextmanager
+        def stream(self, stream: Stream) -> Iterator[None]:
+            told.append("side stream on")
+            yield
+            told.append("side stream off")
+
+    buffer, state, device = HostBuffer(), {"a": torch.ones(3)}, Device()
+    buffer.stage(state)
+    for _ in range(2):
+        state["a"] += 1
+        buffer._copy_beside(device, [state["a"]])
+    once = ["the side stream waits for training", "side stream on", "side stream off"]
+    assert told == [*once, "copied: True"] * 2
+    assert device.made == 1
