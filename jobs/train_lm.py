@@ -30,7 +30,8 @@ OPTIONS: dict[str, dict[str, object]] = {
     "storage": {
         "help": "where runs are kept (default: $RAYBURST_STORE/runs, else ~/rayburst/runs)"
     },
-    "checkpoint-every": {"type": float, "metavar": "SECONDS", "help": PRESET_SAYS[1:-1]},
+    "checkpoint-every": {"type": float, "metavar": "SECONDS", "help": "(default: what pays)"},
+    "mode": {"choices": ("fast", "exact"), "help": "exact: the same bits at any number of workers"},
     "lr": {"type": float, "help": f"peak learning rate {PRESET_SAYS}"},
     "seed": {"type": int, "help": "initial weights and order of the samples (default: 0)"},
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import RunLeftError
 from rayburst.train.notices import Notice
-from rayburst.train.run import RunOptions, start_run
+from rayburst.train.run import Run, RunOptions, start_run
 from rayburst.train.runlog import read_folder
 
 LEFT, CUT = 3, 9  # exit codes of a process that left, and of one that lost its power
@@ -81,32 +82,44 @@ def optimizer_of(model: nn.Module, name: str) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=0.01)
 
 
+def learn(run: Run, case: Case, turn: Callable[[list[int]], None] = lambda samples: None) -> None:
+    """What a user writes; `turn` is called before each backward pass."""
+    model = model_of()
+    optimizer = optimizer_of(model, case.optimizer)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+    model = run.prepare(model, optimizer, schedule, clip_norm=1.0)
+    for index, x, y in run.batches(Digits(), global_batch=GLOBAL_BATCH, seed=3, epochs=EPOCHS):
+        turn(index.tolist())
+        loss = F.cross_entropy(model(x), y)
+        if case.poison is not None and (index == case.poison).any():
+            loss = loss * float("nan")
+        run.backward(loss)
+        run.step()
+
+
+def on_ray(config: dict[str, Any]) -> None:
+    """The same as a Ray Train function."""
+    learn(start_run(RunOptions(**config["options"])), Case())
+
+
 def train(case: Case, phase: Phase, rank: int, folder: Path, number: int = 0) -> None:
-    """The training function: what a user writes, and the declared interruption."""
+    """`learn` in a process of a group, with the declared interruption, and what it trained on."""
+    trained_on = folder / f"samples-{number}-{rank}.jsonl"
 
     def notice() -> Notice | None:
         is_time = phase.event == "leave" and run.steps_done >= phase.step
         return Notice(deadline_s=None, reason="declared") if is_time else None
 
-    options = RunOptions(**case.options, checkpoint_every_s=case.checkpoint_every_s)
-    run = start_run(options, storage=str(folder / "run"), notices=notice)
-    model = model_of()
-    optimizer = optimizer_of(model, case.optimizer)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
-    model = run.prepare(model, optimizer, schedule, clip_norm=1.0)
-    trained_on = folder / f"samples-{number}-{rank}.jsonl"
-    for index, x, y in run.batches(Digits(), global_batch=GLOBAL_BATCH, seed=3, epochs=EPOCHS):
+    def turn(samples: list[int]) -> None:
         if phase.event == "cut" and run.steps_done >= phase.step and rank in phase.ranks:
             os._exit(CUT)
-        loss = F.cross_entropy(model(x), y)
-        if case.poison is not None and (index == case.poison).any():
-            loss = loss * float("nan")
-        run.backward(loss)
-        step = run.steps_done + 1
-        run.step()
-        line = json.dumps({"step": step, "phase": number, "samples": index.tolist()})
+        line = json.dumps({"step": run.steps_done + 1, "phase": number, "samples": samples})
         with trained_on.open("a") as file:
             file.write(f"{line}\n")
+
+    options = RunOptions(**case.options, checkpoint_every_s=case.checkpoint_every_s)
+    run = start_run(options, storage=str(folder / "run"), notices=notice)
+    learn(run, case, turn)
 
 
 def _member(case: Case, phase: Phase, rank: int, folder: Path, number: int) -> None:

@@ -13,6 +13,7 @@ its object store, so they need a fleet of this machine. Every object prints as a
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -161,6 +162,45 @@ class Platform:
         except (RuntimeError, ValueError) as error:
             raise JobError(f"Ray did not take the job {entrypoint!r}: {error}") from error
         return Job(job_id, client)
+
+    def train(
+        self,
+        fn: Callable[..., Any],
+        config: Mapping[str, Any] | None = None,
+        *,
+        run: str,
+        workers: int | tuple[int, int] = 1,
+        storage: str | None = None,
+        use_gpu: bool = False,
+        env: Mapping[str, str] | None = None,
+        pip: Sequence[str] | None = None,
+    ) -> Job:
+        """Train `fn(config)`, a function of this notebook, elastically as a Ray job.
+
+        Args:
+            fn: a training function; with `rayburst.train.run.start_run` it outlives interruptions.
+            run: the run's name; the same name goes on from its newest checkpoint.
+            workers: how many, or the least and the most.
+            storage: where runs are kept; by default in the fleet's object store.
+
+        Raises:
+            JobError: the function cannot be sent to the cluster, or Ray did not take the job.
+        """
+        from rayburst.train.submitted import pack
+
+        least, most = (workers, workers) if isinstance(workers, int) else workers
+        with tempfile.TemporaryDirectory(prefix="rayburst-train-") as folder:
+            pack(
+                fn,
+                Path(folder),
+                run=run,
+                config=config or {},
+                workers=(least, most),
+                storage=storage,
+                use_gpu=use_gpu,
+            )
+            entrypoint = "python -m rayburst.train.submitted"
+            return self.submit(entrypoint, working_dir=folder, env=env, pip=pip)
 
     def job(self, job_id: str) -> Job:
         """A job that was submitted before, by whatever way."""

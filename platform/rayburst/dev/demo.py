@@ -98,6 +98,7 @@ def _acts(story: Story, fleet: FleetDir, platform: Platform, job_file: Path) -> 
 
 def _entrypoint(job_file: Path, run: str) -> str:
     options = {"--preset": "micro", "--workers": "1:4", "--run": run, "--steps": str(STEPS)}
+    options["--checkpoint-every"] = "10"  # two nodes are taken within minutes
     words = [word for pair in options.items() for word in pair]
     return shlex.join(["python", str(job_file), *words])
 

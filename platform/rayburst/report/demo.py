@@ -24,6 +24,8 @@ from rayburst.report.history import Event, Interval, NodeLife, Run, ms, node_liv
 from rayburst.report.interruption import Interruption, read_interruption
 from rayburst.report.spend import spend, summed
 from rayburst.report.style import MARKETS, market_class, page
+from rayburst.train.goodput import PURPOSES, Goodput
+from rayburst.train.run_report import run_report
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +59,7 @@ def render(report: Report, *, node_events: Sequence[Event], run_log: Sequence[Ev
         _timeline(story),
         _loss(story),
         _spend(story),
+        _goodput(story),
         svg.el("div", _cost(story), _interruptions(story), cls="two"),
         _footer(story),
     ]
@@ -91,11 +94,8 @@ def _timeline(story: _Story) -> str:
 
 
 def _checkpoints(log: Sequence[Event]) -> list[int]:
-    """When checkpoints were safe, once each: every rank waits for one, the one that saved names it.
-
-    A save that failed names none.
-    """
-    return sorted(ms(r["t"]) for r in log if r["kind"] == "checkpoint" and r.get("uri"))
+    """When checkpoints were safe: rank 0 tells of each that was committed."""
+    return sorted(ms(r["t"]) for r in log if r["kind"] == "committed")
 
 
 def _timeline_legend(story: _Story) -> str:
@@ -160,6 +160,34 @@ def _spend(story: _Story) -> str:
     words = f"Each node-second counts once. {share} of them were training that lasted."
     body = bars.spend_bars(parts) + bars.spend_table(parts)
     return _section("What the node-seconds were spent on", words, body)
+
+
+def _goodput(story: _Story) -> str:
+    """The run as its workers saw it, with the interval of checkpoints that followed from it."""
+    report = run_report(story.run_log)
+    spent = report.goodput
+    if not spent.total_s:
+        return ""
+    rows = [
+        (words, numbers.seconds(spent.seconds[purpose]), _share(spent.seconds[purpose], spent))
+        for purpose, words in PURPOSES.items()
+    ]
+    rows.append(("worker-seconds", numbers.seconds(spent.total_s), "100%"))
+    pace = report.pace
+    words = "Each worker-second counts once."
+    if pace is not None:
+        words += (
+            f" A checkpoint blocked for {pace['blocked_s']:.2f} s, was durable "
+            f"{pace['durable_s']:.1f} s later; with an interruption every "
+            f"{numbers.seconds(pace['between_s'])} one each {numbers.seconds(pace['interval_s'])} "
+            "loses least."
+        )
+    body = bars.table(("what", "time", "share"), rows)
+    return _section("What the worker-seconds were spent on", words, body)
+
+
+def _share(seconds: float, spent: Goodput) -> str:
+    return numbers.percent(seconds, spent.total_s)
 
 
 def _cost(story: _Story) -> str:

@@ -58,6 +58,8 @@ class Step:
     start_ms: int
     end_ms: int
     redone: bool
+    wait_ms: int = 0
+    """Of it, waiting for data."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,6 +210,7 @@ def _steps(records: Sequence[Event], starts: Sequence[Event], window: Interval) 
                 end_ms=ms(at),
                 # Computed again only if some worker started in between.
                 redone=any(at < s["t"] <= again for s in starts),
+                wait_ms=ms(record.get("wait_s") or 0.0),
             )
         )
     return steps

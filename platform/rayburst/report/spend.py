@@ -62,7 +62,7 @@ def _node_spend(
     life: NodeLife, run: Run, blocked: Mapping[int, Sequence[Interval]], horizon_ms: int
 ) -> NodeSpend:
     span = (life.requested_ms, life.end_ms(horizon_ms))
-    spent = _partition(span, layers(life, run, blocked, span))
+    spent = partition(span, layers(life, run, blocked, span))
     return NodeSpend(
         node=life.node,
         pool=life.pool,
@@ -119,12 +119,15 @@ def blocked_on_checkpoints(run_log: Sequence[Event]) -> dict[int, list[Interval]
     return held
 
 
-def _partition(span: Interval, layers: Mapping[str, Sequence[Interval]]) -> dict[str, int]:
-    """Cuts `span` at every edge; each piece goes to the first layer that covers it."""
-    order = list(PURPOSES)
+def partition(span: Interval, layers: Mapping[str, Sequence[Interval]]) -> dict[str, int]:
+    """Milliseconds of `span` by layer: cut at every edge, each piece to the first that covers it.
+
+    The last layer must cover the whole span; then the milliseconds sum to its length.
+    """
+    order = list(layers)
     changes: list[tuple[int, int, int]] = []
-    for place, purpose in enumerate(order):
-        for start, end in layers[purpose]:
+    for place, name in enumerate(order):
+        for start, end in layers[name]:
             start, end = max(start, span[0]), min(end, span[1])
             if end > start:
                 changes += [(start, place, 1), (end, place, -1)]

@@ -24,7 +24,7 @@ from ray.serve.schema import LoggingConfig
 from rayburst.serve import decode
 from rayburst.serve.lm_api import GenerateRequest, ModelInfo, build_api
 from rayburst.serve.locate import locate
-from rayburst.train.checkpoints import load_model
+from rayburst.train.trained import load_model
 
 __all__ = ["LMArgs", "LanguageModel", "build"]
 

@@ -74,6 +74,11 @@ class Keeper:
             between_s=mean_between_s(self._seen, workers=self._where.world),
         )
 
+    @property
+    def blocked_s(self) -> float | None:
+        """How long training stood still for the last checkpoint; None before one."""
+        return self._blocked[-1] if self._blocked else None
+
     def wants(self) -> bool:
         """Whether a checkpoint is due. Rank 0 decides; a save under way is never overtaken."""
         if self._where.rank != 0 or (self._pending is not None and not self._pending.done()):

@@ -10,29 +10,27 @@ it happens. What the workers do is in `rayburst.train.lm_worker`. Needs a Ray to
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import threading
-import time
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray.train import TrainingFailedError
 
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import CheckpointError, StoreError
-from rayburst.train import checkpoints, runlog
+from rayburst.train import runlog
 from rayburst.train.lm_config import LMConfig
 from rayburst.train.lm_worker import train
-from rayburst.train.narrator import Narrator
+from rayburst.train.ray_list import mend_list
+from rayburst.train.run_report import run_report
 from rayburst.train.sources import find_sources
+from rayburst.train.telling import Telling, connect_to_ray
+from rayburst.train.trained import address, newest_manifest
 from rayburst.train.trainer import ElasticOptions, ElasticTrainer, Workers
-from rayburst.train.versions import is_tested_ray
 
 __all__ = ["LMConfig", "TrainingFailedError", "default_storage", "run", "worker_range"]
 
@@ -66,7 +64,7 @@ def run(
     folder = ObjectStore.open(f"{config.storage.rstrip('/')}/{config.run}")
     sources = find_sources(config.data, config.column)
     _announce(config, folder, sum(source.size_bytes for source in sources), say)
-    _connect(os.environ)
+    connect_to_ray(os.environ)
     trainer = ElasticTrainer(
         train,
         config=asdict(config),
@@ -75,19 +73,9 @@ def run(
         workers=Workers(least=config.least, most=config.most, use_gpu=config.use_gpu),
         options=options,
     )
-    with _Telling(config, say):
+    with Telling(config.run, say):
         trainer.fit()
     return _result(config, folder)
-
-
-def _connect(environ: Mapping[str, str]) -> None:
-    """To the cluster of RAY_ADDRESS, or to one on this machine."""
-    if ray.is_initialized():
-        return
-    address = environ.get("RAY_ADDRESS")
-    # Ray Train's own helpers look for "the" cluster of the machine, and there may be several
-    env_vars = {"RAY_ADDRESS": address} if address else {}
-    ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": env_vars})
 
 
 def _announce(
@@ -99,59 +87,31 @@ def _announce(
         f"{config.steps} steps of {config.global_batch} samples, {size_bytes / 1e6:.1f} MB from "
         f"{what}"
     )
-    problem = checkpoints.mend_snapshot(folder)
+    problem = mend_list(folder)
     if problem is not None:
         say(f"Ray's list of checkpoints is unusable ({problem}); moved aside, nothing is lost")
-    found = checkpoints.newest(folder)
-    say(f"resumes from {folder.uri}/{found}" if found else f"checkpoints go to {folder.uri}")
-
-
-class _Telling:
-    """Says what rank 0 publishes, from a thread, while the main thread waits for the end."""
-
-    def __init__(self, config: LMConfig, say: Callable[[str], None]) -> None:
-        self._config = config
-        self._narrator = Narrator(say)
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="telling", daemon=True)
-
-    def __enter__(self) -> None:
-        if is_tested_ray():
-            from rayburst.train import _ray_hooks
-
-            _ray_hooks.kv_delete(_ray_hooks.progress_key(self._config.run))
-            self._thread.start()
-
-    def __exit__(self, *error: object) -> None:
-        self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join(5)
-
-    def _follow(self) -> None:
-        from rayburst.train import _ray_hooks
-
-        key = _ray_hooks.progress_key(self._config.run)
-        while not self._ended.wait(1.0):
-            self._narrator.hear(_ray_hooks.kv_get(key), time.time())
-        self._narrator.hear(_ray_hooks.kv_get(key), time.time(), is_last=True)
+    found = newest_manifest(folder)
+    where = address(folder.uri, found.step) if found else ""
+    say(f"resumes from {where}" if found else f"checkpoints go to {folder.uri}")
 
 
 def _result(config: LMConfig, folder: ObjectStore) -> dict[str, Any]:
-    name = checkpoints.newest(folder)
-    if name is None:
-        raise CheckpointError(f"training ended, but {folder.uri} holds no complete checkpoint")
-    meta = json.loads(folder.get(f"{name}/{checkpoints.META}"))
+    newest = newest_manifest(folder)
+    if newest is None:
+        raise CheckpointError(f"training ended, but {folder.uri} holds no whole checkpoint")
     try:
-        starts = [r for r in runlog.read_folder(folder) if r["kind"] == "start"]
+        records = runlog.read_folder(folder)
     except StoreError as error:
         logging.getLogger(__name__).warning("the run log cannot be read: %s", error)
-        starts = []
-    worlds = [record["world"] for record in starts if record["rank"] == 0]
+        records = []
+    report = run_report(records)
+    metrics = newest.about.get("metrics") or {}
     return {
-        "steps": meta["step"],
-        "world_sizes": [w for i, w in enumerate(worlds) if i == 0 or w != worlds[i - 1]],
-        "val_bits_per_byte": meta["val_bits_per_byte"],
-        "order0_bits_per_byte": meta["order0_bits_per_byte"],
+        "steps": newest.step,
+        "world_sizes": list(report.world_sizes),
+        "val_bits_per_byte": metrics.get("val_bits_per_byte"),
+        "order0_bits_per_byte": metrics.get("order0_bits_per_byte"),
         "run": config.run,
-        "checkpoint": f"{folder.uri}/{name}",
+        "checkpoint": address(folder.uri, newest.step),
+        "report": report.to_json(),
     }

@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from typing import get_args
 
 from rayburst.train.gpt import PRESETS
+from rayburst.train.run_options import Mode
 from rayburst.train.sources import DEFAULT_COLUMN
 
 __all__ = ["TRAINING", "LMConfig", "Training"]
@@ -21,20 +23,15 @@ class Training:
     steps: int
     global_batch: int
     lr: float
-    checkpoint_every_s: float
     micro_batch: int = 0
     """Samples a worker takes through the model at once; 0 for all of its share."""
 
 
 TRAINING: dict[str, Training] = {
-    "micro": Training(steps=300, global_batch=32, lr=4e-3, checkpoint_every_s=10),
-    "tiny": Training(steps=3000, global_batch=32, lr=1.5e-3, checkpoint_every_s=30),
-    "small": Training(
-        steps=20_000, global_batch=128, lr=6e-4, checkpoint_every_s=120, micro_batch=32
-    ),
-    "gpt2": Training(
-        steps=100_000, global_batch=512, lr=6e-4, checkpoint_every_s=300, micro_batch=16
-    ),
+    "micro": Training(steps=300, global_batch=32, lr=4e-3),
+    "tiny": Training(steps=3000, global_batch=32, lr=1.5e-3),
+    "small": Training(steps=20_000, global_batch=128, lr=6e-4, micro_batch=32),
+    "gpt2": Training(steps=100_000, global_batch=512, lr=6e-4, micro_batch=16),
 }
 
 
@@ -56,9 +53,13 @@ class LMConfig:
     lr: float = 0.0
     seed: int = 0
     checkpoint_every_s: float = 0.0
+    """0: at the pace that pays (`rayburst.train.pace`)."""
+    mode: Mode = "fast"
     leave_margin_s: float = 8.0
 
     def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise ValueError(f"mode {self.mode!r}: give one of {', '.join(get_args(Mode))}")
         if self.preset not in PRESETS:
             known = ", ".join(PRESETS)
             raise ValueError(f"preset {self.preset!r} is not known. Known: {known}")

@@ -45,7 +45,8 @@ from rayburst.train.order import Order, seed_of
 from rayburst.train.pace import Stay
 from rayburst.train.prepared import Prepared
 from rayburst.train.run_options import RunOptions
-from rayburst.train.runlog import RunLog
+from rayburst.train.run_report import RunReport, run_report
+from rayburst.train.runlog import RunLog, read_folder
 from rayburst.train.surroundings import NoticeSource, Surroundings, find_surroundings
 from rayburst.train.teller import Teller
 
@@ -236,11 +237,16 @@ class Run:
             self._finish_step()
         return part.is_last
 
-    def log(self, **values: Any) -> None:
+    def log(self, kind: str = "note", **values: Any) -> None:
         """Add JSON values to the run log, beside the step that was done last."""
-        self._log.write("note", step=self._at.step, **values)
+        self._log.write(kind, step=self._at.step, **values)
         if self._is_over:
             self._log.flush()
+
+    def report(self) -> RunReport:
+        """What the run did with its time so far, interruptions included, from its log."""
+        self._log.flush()
+        return run_report(read_folder(self._where.folder))
 
     def stop(self) -> None:
         """End the run after this step, with a last checkpoint. Every rank, at the same step."""
@@ -369,7 +375,7 @@ class Run:
         at, turn = self._at, self._turn
         self._keeper.poll()
         if self._teller is not None:
-            self._teller.step(at.step, turn.loss, self._metrics)
+            self._teller.step(at.step, turn.loss, self._metrics, self._keeper.blocked_s)
         verdict = turn.verdict
         if verdict is None or not course.goes_on(at) or self._is_stopping:
             return

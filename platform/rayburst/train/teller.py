@@ -34,8 +34,10 @@ class Teller:
         self._told_s = float("-inf")
         self._progress: Progress | None = None
 
-    def step(self, step: int, loss: float, metrics: Mapping[str, Any]) -> None:
-        """`step` was done with this mean loss."""
+    def step(
+        self, step: int, loss: float, metrics: Mapping[str, Any], checkpoint_s: float | None
+    ) -> None:
+        """`step` was done with this mean loss; the last checkpoint blocked for `checkpoint_s`."""
         now_s = self._clock()
         self._since_s = now_s if self._since_s is None else self._since_s
         tokens_per_s, eta_s = self._meter.add(t=now_s, step=step, tokens=self._tokens)
@@ -50,6 +52,7 @@ class Teller:
             val_bits_per_byte=metrics.get("val_bits_per_byte"),
             tokens_per_s=tokens_per_s if self._tokens else None,
             eta_s=eta_s,
+            checkpoint_s=checkpoint_s,
         )
         is_edge = step in (self._resumed_from + 1, self._steps)
         if is_edge or now_s - self._told_s >= _INTERVAL_S:

@@ -1,17 +1,14 @@
-"""Text as bytes, split once into training and validation, and batches that any world size shares.
+"""Text as bytes, split once into training and validation, and cut into windows to train on.
 
     text = load_text(["corpus/"])                      # or load_text() for Python's own sources
-    batches = Batches(text.train, block_size=128, global_batch=64, seed=0)
-    inputs, targets = batches.at(position, rank=rank, world=world)
+    samples = Windows(text.train, 128, seed=0)
 
 The split goes by document and follows each document's content, so a document and its exact copies
 lie on one side. Documents end with a zero byte. The result is kept on disk and mapped into memory,
 so the workers of one machine share it and a restart does not read the sources again.
 
-A batch is a function of (seed, position): position counts samples of the whole run, the global
-batch holds positions p..p+G-1, and each rank takes its slice of them. So the global batch is the
-same at any world size, resuming at a position is exact, and every window of the text comes once an
-epoch. The module knows no model, no process group and no Ray.
+The order of the windows is not decided here (`rayburst.train.order`). The module knows no model, no
+process group and no Ray.
 """
 
 from __future__ import annotations
@@ -34,10 +31,11 @@ import torch
 from torch import Tensor
 
 from rayburst.errors import DataError
-from rayburst.train.permutation import permute, words
+from rayburst.train.order import Ints
+from rayburst.train.permutation import words
 from rayburst.train.sources import DEFAULT_COLUMN, Source, documents, find_sources
 
-__all__ = ["Batches", "Text", "load_text", "order0_bits_per_byte", "rank_slice", "windows"]
+__all__ = ["Text", "Windows", "load_text", "order0_bits_per_byte", "windows"]
 
 Bytes = npt.NDArray[np.uint8]
 VALIDATION_SHARE = 0.05
@@ -94,56 +92,46 @@ def order0_bits_per_byte(data: Bytes) -> float:
     return float(-(shares * np.log2(shares)).sum())
 
 
-def rank_slice(count: int, rank: int, world: int) -> range:
-    """The part of `count` items that `rank` of `world` takes; sizes differ by at most one."""
-    return range(count * rank // world, count * (rank + 1) // world)
-
-
-def windows(data: Bytes, starts: npt.NDArray[np.int64], block_size: int) -> tuple[Tensor, Tensor]:
+def windows(data: Bytes, starts: Ints, block_size: int) -> tuple[Tensor, Tensor]:
     """Inputs and targets, LongTensor [len(starts), block_size] each; targets are one byte later."""
     rows = data[starts[:, None] + np.arange(block_size + 1)]
     tokens = torch.from_numpy(rows.astype(np.int64))
     return tokens[:, :-1], tokens[:, 1:]
 
 
-class Batches:
-    """Training windows of `data` in an order drawn from `seed`, a new one each epoch."""
+class Windows:
+    """Training samples: windows of `data` that cover it once an epoch, each epoch shifted anew.
 
-    def __init__(self, data: Bytes, *, block_size: int, global_batch: int, seed: int) -> None:
-        self.data = data
-        self.block_size = block_size
-        self.global_batch = global_batch
-        self.seed = seed
+    A `rayburst.train.feed.Samples`. A sample is (inputs, targets), LongTensor [block_size] each.
+    """
+
+    def __init__(self, data: Bytes, block_size: int, *, seed: int, fingerprint: str = "") -> None:
+        self._data, self._block, self._seed = data, block_size, seed
+        self.fingerprint = fingerprint
+        self.tokens_per_sample = block_size
         # Each epoch shifts the windows by up to a block, so that other bytes stand together.
-        self.windows_per_epoch = (data.size - block_size) // block_size
-        if self.windows_per_epoch < 1:
+        self._count = (data.size - block_size) // block_size
+        if self._count < 1:
             raise DataError(
                 f"the training text has {data.size} bytes and a sample needs {block_size + 1}, "
                 "twice that at least to draw from: give more text or a smaller preset"
             )
 
-    def starts(self, position: int, *, rank: int = 0, world: int = 1) -> npt.NDArray[np.int64]:
-        """Where in `data` the samples of this rank begin, for the global batch at `position`."""
-        part = rank_slice(self.global_batch, rank, world)
-        samples = np.arange(position + part.start, position + part.stop, dtype=np.int64)
-        epochs = samples // self.windows_per_epoch
-        out = np.empty_like(samples)
-        for epoch in np.unique(epochs).tolist():
-            chosen = epochs == epoch
-            order = permute(
-                samples[chosen] % self.windows_per_epoch,
-                self.windows_per_epoch,
-                seed=self.seed,
-                epoch=epoch,
-            )
-            phase = int(words(self.seed, epoch, 1)[0] % np.uint64(self.block_size))
-            out[chosen] = order * self.block_size + phase
-        return out
+    def __len__(self) -> int:
+        return self._count
 
-    def at(self, position: int, *, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of this rank: LongTensor [samples, block_size] each."""
-        starts = self.starts(position, rank=rank, world=world)
-        return windows(self.data, starts, self.block_size)
+    def batch(self, epochs: Ints, indices: Ints) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of these windows: LongTensor [samples, block_size] each."""
+        return windows(self._data, self.starts(epochs, indices), self._block)
+
+    def starts(self, epochs: Ints, indices: Ints) -> Ints:
+        """Where in the data these windows begin."""
+        phases = {
+            epoch: int(words(self._seed, epoch, 1)[0] % np.uint64(self._block))
+            for epoch in np.unique(epochs).tolist()
+        }
+        shift = np.array([phases[epoch] for epoch in epochs.tolist()], dtype=np.int64)
+        return indices * self._block + shift
 
 
 def _map(path: Path) -> Bytes:

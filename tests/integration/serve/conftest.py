@@ -14,17 +14,14 @@ from typing import Any
 
 import pytest
 import requests
-import torch
+from trained_runs import save_model
 
-from rayburst.checkpoint.store import ObjectStore
 from rayburst.fleet import processes
-from rayburst.train.checkpoints import checkpoint_name, save
-from rayburst.train.gpt import GPT, GPTConfig
+from rayburst.train.gpt import GPT
 
 REPO = Path(__file__).resolve().parents[3]
 BIN = Path(sys.executable).parent
 ADDRESS = "127.0.83.1"  # Ray takes 127.0.0.1 for a wish for the machine's own address
-CONFIG = GPTConfig(block_size=32, n_layer=1, n_head=2, n_embd=32)
 
 
 @dataclass(frozen=True)
@@ -59,29 +56,12 @@ class Trained:
     model: GPT
 
 
-def make_checkpoint(store: ObjectStore, *, step: int) -> tuple[str, GPT]:
-    """A checkpoint of a small random model, as the training job leaves one."""
-    torch.manual_seed(step)
-    model = GPT(CONFIG)
-    meta = {
-        "step": step,
-        "config": CONFIG.to_dict(),
-        "val_bits_per_byte": 3.5,
-        "order0_bits_per_byte": 4.8,
-        "run": "demo",
-    }
-    name = checkpoint_name(step, 1_700_000_000 + step)
-    uri = save(store, name, {"model": model.state_dict()}, meta)
-    return uri, model.eval().requires_grad_(False)
-
-
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """One run of two checkpoints."""
     root = f"file://{tmp_path_factory.mktemp('store')}"
-    run = ObjectStore.open(f"{root}/runs/demo")
-    older, _ = make_checkpoint(run, step=10)
-    newer, model = make_checkpoint(run, step=20)
+    older, _ = save_model(f"{root}/runs/demo", step=10)
+    newer, model = save_model(f"{root}/runs/demo", step=20)
     return Trained(store_uri=root, older=older, newer=newer, model=model)
 
 

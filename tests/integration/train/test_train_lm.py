@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 from training_cluster import Job, Nodes, Run
+from training_ranks import Case, Phase, on_ray, play, weights_of
 
 from rayburst.checkpoint.store import ObjectStore
-from rayburst.train.checkpoints import load_model
+from rayburst.train.submitted import pack
+from rayburst.train.trained import load_model
 
 pytestmark = pytest.mark.timeout(900)
 JOB = str(Path(__file__).resolve().parents[3] / "jobs" / "train_lm.py")
@@ -93,12 +95,12 @@ def test_a_run_grows_and_outlives_a_notice_and_a_power_cut(
     assert victim not in {r["node"] for r in run.records("start", world=2) if r["t"] > left["t"]}
 
     # power cut of rank 0, after at least one more periodic checkpoint
-    begun = len(run.records("checkpoint", rank=0))
-    run.wait("checkpoint", rank=0, at_least=begun + 1)
+    begun = len(run.records("committed"))
+    run.wait("committed", at_least=begun + 1)
     victim = last(run.records("start"), rank=0, world=2)["node"]
     nodes.kill(victim)
     after_cut = run.wait("start", rank=0, world=1)[0]
-    saved = [r["step"] for r in run.records("checkpoint", rank=0) if r["t"] < after_cut["t"]]
+    saved = [r["step"] for r in run.records("committed") if r["t"] < after_cut["t"]]
     # the power cut may take the record of a checkpoint that was just committed
     assert after_cut["step"] >= saved[-1] > after_notice["step"], "it resumes from the newest one"
 
@@ -157,3 +159,27 @@ def test_s3_data_and_storage_and_the_same_run_again(
     assert "from step 4" in again.output
     assert again.result()["steps"] == 7
     assert load_model(f"{s3_server.uri}/runs/bears")[1]["data"]["samples"] == 28
+
+
+def test_a_function_from_a_notebook_ends_on_ray_with_the_weights_of_one_process(
+    nodes: Nodes, start: Callable[..., Job], tmp_path: Path
+) -> None:
+    alone = weights_of(play(Case(), [Phase(1)], tmp_path / "alone"))
+    nodes.ensure(3)
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    pack(
+        on_ray,
+        packed,
+        run="packed",
+        config={"options": Case().options},
+        workers=(3, 3),
+        storage=str(tmp_path),
+    )
+    job = start("-m", "rayburst.train.submitted", str(packed))
+    assert job.wait() == 0, job.output
+    run = Run(f"{tmp_path}/packed", job)
+    assert weights_of(run.records("end")) == alone
+    result = job.result()
+    assert result["world_sizes"] == [3]
+    assert sum(result["goodput"]["seconds"].values()) == pytest.approx(result["goodput"]["total_s"])

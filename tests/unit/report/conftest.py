@@ -60,8 +60,12 @@ def _train(
             for rank in range(len(hosts)):
                 story.log.append(
                     {"t": T0 + at + 0.4, "kind": "checkpoint", "rank": rank, "step": step,
-                     "uri": None if rank else f"s3://b/runs/r/checkpoint_{step}", "blocked_s": 0.35}
+                     "blocked_s": 0.35}
                 )  # fmt: skip
+            story.log.append(
+                {"t": T0 + at + 0.4, "kind": "committed", "rank": 0, "step": step,
+                 "uri": f"s3://b/runs/r@{step}", "durable_s": 0.2}
+            )  # fmt: skip
             at += 0.4
         if step % 50 == 0:
             bits = (2.1 + 3.6 * math.exp(-step / 55)) / math.log(2)

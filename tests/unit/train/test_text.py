@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rayburst.errors import DataError
 from rayburst.train.permutation import permute
 from rayburst.train.sources import documents, find_sources
-from rayburst.train.text import Batches, load_text, order0_bits_per_byte, rank_slice, windows
+from rayburst.train.text import Windows, load_text, order0_bits_per_byte, windows
 
 
 @pytest.fixture
@@ -144,37 +144,27 @@ def test_epochs_and_seeds_draw_different_orders() -> None:
     assert abs(correlation) < 0.15
 
 
-@settings(deadline=None, max_examples=30)
-@given(count=st.integers(0, 100), world=st.integers(1, 9))
-def test_rank_slices_cover_the_batch(count: int, world: int) -> None:
-    parts = [rank_slice(count, rank, world) for rank in range(world)]
-    assert [i for part in parts for i in part] == list(range(count))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
-@settings(deadline=None, max_examples=30)
-@given(world=st.integers(1, 7), position=st.integers(0, 10_000), seed=st.integers(0, 9))
-def test_the_global_batch_does_not_depend_on_the_world(
-    world: int, position: int, seed: int
-) -> None:
-    data = np.frombuffer(np.random.default_rng(0).bytes(5000), dtype=np.uint8).copy()
-    batches = Batches(data, block_size=16, global_batch=12, seed=seed)
-    whole, _ = batches.at(position)
-    parts = [batches.at(position, rank=rank, world=world)[0] for rank in range(world)]
-    assert torch.equal(torch.cat(parts), whole)
-
-
-def test_an_epoch_takes_every_window_once_and_resumes_anywhere() -> None:
+def test_an_epoch_covers_the_text_once_and_shifts_with_the_epoch() -> None:
     data = np.arange(1000, dtype=np.int64).astype(np.uint8)
-    batches = Batches(data, block_size=10, global_batch=7, seed=3)
-    n = batches.windows_per_epoch
-    seen = np.concatenate([batches.starts(p) for p in range(0, n * 7, 7)])[:n]
-    assert len(set(seen.tolist())) == n
-    assert len(set((seen % 10).tolist())) == 1  # one phase an epoch
-    assert np.array_equal(batches.starts(21), batches.starts(21))
-    late = batches.starts(10**12)
-    assert late.min() >= 0
-    assert late.max() + 11 <= data.size
+    samples = Windows(data, 10, seed=3)
+    every = np.arange(len(samples))
+    starts = {e: samples.starts(np.full(len(samples), e), every) for e in (0, 1, 10**9)}
+    for epoch, found in starts.items():
+        assert len(set(found.tolist())) == len(samples)
+        assert len(set((found % 10).tolist())) == 1, f"one phase in epoch {epoch}"
+        assert found.min() >= 0
+        assert found.max() + 11 <= data.size
+    assert not np.array_equal(starts[0], starts[1])
+
+
+def test_a_batch_holds_windows_of_several_epochs() -> None:
+    data = np.frombuffer(np.random.default_rng(0).bytes(500), dtype=np.uint8).copy()
+    samples = Windows(data, 16, seed=1)
+    epochs, indices = np.array([4, 4, 5]), np.array([7, 0, 3])
+    inputs, targets = samples.batch(epochs, indices)
+    assert inputs.shape == targets.shape == (3, 16)
+    for row, start in enumerate(samples.starts(epochs, indices).tolist()):
+        assert bytes(inputs[row].tolist()) == data[start : start + 16].tobytes()
 
 
 def test_targets_are_the_next_byte() -> None:
@@ -186,7 +176,7 @@ def test_targets_are_the_next_byte() -> None:
 
 def test_too_little_text_for_a_window() -> None:
     with pytest.raises(DataError, match="has 10 bytes"):
-        Batches(np.zeros(10, dtype=np.uint8), block_size=8, global_batch=2, seed=0)
+        Windows(np.zeros(10, dtype=np.uint8), 8, seed=0)
 
 
 def test_a_model_that_guesses_frequencies_reaches_order0() -> None:

@@ -1,0 +1,75 @@
+"""Every worker-second is accounted for, and the purposes sum to the total."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rayburst.train.goodput import PURPOSES, goodput
+
+
+def record(t: float, kind: str, rank: int, world: int, **fields: Any) -> dict[str, Any]:
+    return {"t": t, "kind": kind, "rank": rank, "world": world, **fields}
+
+
+def start(t: float, rank: int, world: int, step: int = 0) -> dict[str, Any]:
+    return record(t, "start", rank, world, step=step, host=f"h{rank}", market="spot", pool="p")
+
+
+def step(t: float, rank: int, world: int, number: int, **fields: Any) -> dict[str, Any]:
+    return record(t, "step", rank, world, step=number, loss=1.0, duration_s=1.0, **fields)
+
+
+def test_a_calm_run_is_all_training_but_for_its_checkpoint_and_its_data() -> None:
+    log = [start(0, 0, 1), step(1, 0, 1, 1, wait_s=0.25), step(2, 0, 1, 2)]
+    log += [record(2.5, "checkpoint", 0, 1, step=2, blocked_s=0.5), step(3.5, 0, 1, 3)]
+    log += [record(4.0, "end", 0, 1, step=3)]
+    spent = goodput(log)
+    assert spent.total_s == 4.0
+    assert spent.seconds == {
+        "lost": 0.0, "data": 0.25, "training": 2.75, "checkpoint": 0.5, "restarting": 0.0,
+        "idle": 0.5,
+    }  # fmt: skip
+    assert spent.share == 2.75 / 4
+    assert (spent.steps, spent.steps_redone, spent.workers) == (3, 0, 1)
+
+
+def test_a_cut_costs_the_steps_done_again_and_the_restart_of_those_left() -> None:
+    log = [start(0, r, 2) for r in (0, 1)]
+    log += [step(t, r, 2, t) for t in (1, 2, 3) for r in (0, 1)]
+    # rank 1's machine is gone at 3; rank 0 is back at 8 from the checkpoint of step 1
+    log += [start(8, 0, 1, step=1), step(9, 0, 1, 2), step(10, 0, 1, 3), step(11, 0, 1, 4)]
+    log += [record(11, "end", 0, 1, step=4)]
+    spent = goodput(log)
+    assert spent.steps_redone == 2
+    assert spent.seconds["lost"] == 4.0, "two workers, two steps each"
+    assert spent.seconds["training"] == 2.0 + 3.0
+    assert spent.seconds["restarting"] == pytest.approx(5.0 * 2 - 5.0, abs=5.0)
+    assert sum(spent.seconds.values()) == pytest.approx(spent.total_s)
+
+
+def test_a_log_without_a_start_accounts_for_nothing() -> None:
+    assert goodput([]).total_s == 0
+    assert goodput([]).share is None
+    assert set(goodput([]).to_json()["seconds"]) == set(PURPOSES)
+
+
+@given(st.data())
+def test_whatever_the_log_holds_the_purposes_sum_to_the_total(data: st.DataObject) -> None:
+    times = st.floats(0, 1000, allow_nan=False)
+    log = [start(data.draw(times), 0, 1)]
+    for _ in range(data.draw(st.integers(0, 20))):
+        kind = data.draw(st.sampled_from(["start", "step", "checkpoint", "leave", "end"]))
+        world = data.draw(st.integers(1, 3))
+        rank = data.draw(st.integers(0, world - 1))
+        t, number = data.draw(times), data.draw(st.integers(0, 5))
+        fields = {"step": number, "host": "h", "loss": 1.0, "blocked_s": data.draw(times)}
+        fields |= {"duration_s": data.draw(times), "wait_s": data.draw(times)}
+        log.append(record(t, kind, rank, world, **fields))
+    spent = goodput(log)
+    assert all(seconds >= 0 for seconds in spent.seconds.values())
+    assert sum(spent.seconds.values()) == pytest.approx(spent.total_s)
+    assert str(spent).count("\n") == len(PURPOSES)
