@@ -11,6 +11,7 @@ may be smaller; batches run over the end of an epoch into the next one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,12 +36,16 @@ def seed_of(seed: int, step: int, lane: int) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Order:
-    """The order of `samples` items. `limit`: where the run ends, in samples; None for never."""
+    """The order of `samples` items. `limit`: where the run ends, in samples; None for never.
+
+    `arrange(epoch, places)` is the order within an epoch, a permutation; None draws one freely.
+    """
 
     samples: int
     global_batch: int
     seed: int
     limit: int | None = None
+    arrange: Callable[[int, Ints], Ints] | None = None
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.global_batch < 1:
@@ -61,5 +66,8 @@ class Order:
         out = np.empty_like(at)
         for epoch in np.unique(epochs).tolist():
             chosen = epochs == epoch
-            out[chosen] = permute(places[chosen], self.samples, seed=self.seed, epoch=epoch)
+            if self.arrange is not None:
+                out[chosen] = self.arrange(epoch, places[chosen])
+            else:
+                out[chosen] = permute(places[chosen], self.samples, seed=self.seed, epoch=epoch)
         return epochs, out

@@ -196,7 +196,13 @@ class Run:
             raise ValueError("batches(): give the end of the run, either epochs=... or steps=...")
         prepared, engine = self._needed()
         limit = epochs * len(dataset) if epochs is not None else (steps or 0) * global_batch
-        order = Order(samples=len(dataset), global_batch=global_batch, seed=seed, limit=limit)
+        order = Order(
+            samples=len(dataset),
+            global_batch=global_batch,
+            seed=seed,
+            limit=limit,
+            arrange=getattr(dataset, "arrange", None),
+        )
         course = self._course(order, dataset)
         self._resume(course)
 
