@@ -186,21 +186,13 @@ class Platform:
         Raises:
             JobError: the function cannot be sent to the cluster, or Ray did not take the job.
         """
-        from rayburst.train.submitted import pack
+        from rayburst.train.submitted import ENTRYPOINT, pack
 
-        least, most = (workers, workers) if isinstance(workers, int) else workers
+        span = (workers, workers) if isinstance(workers, int) else workers
+        settings = {"run": run, "workers": span, "storage": storage, "use_gpu": use_gpu}
         with tempfile.TemporaryDirectory(prefix="rayburst-train-") as folder:
-            pack(
-                fn,
-                Path(folder),
-                run=run,
-                config=config or {},
-                workers=(least, most),
-                storage=storage,
-                use_gpu=use_gpu,
-            )
-            entrypoint = "python -m rayburst.train.submitted"
-            return self.submit(entrypoint, working_dir=folder, env=env, pip=pip)
+            pack(fn, config or {}, settings, Path(folder))
+            return self.submit(ENTRYPOINT, working_dir=folder, env=env, pip=pip)
 
     def job(self, job_id: str) -> Job:
         """A job that was submitted before, by whatever way."""

@@ -23,8 +23,9 @@ from rayburst.checkpoint.loading import Loaded
 from rayburst.checkpoint.protocol import manifest_key
 from rayburst.checkpoint.retention import Retention
 from rayburst.errors import CheckpointError, StoreError
-from rayburst.train.pace import Pace, Stay, checkpoint_pace, mean_between_s
+from rayburst.train.pace import Pace, checkpoint_pace, mean_between_s
 from rayburst.train.runlog import RunLog
+from rayburst.train.stays import Stays
 from rayburst.train.surroundings import Surroundings
 
 __all__ = ["FOLDER", "Keeper"]
@@ -48,11 +49,11 @@ class Keeper:
         *,
         every_s: float | None,
         keep: int,
-        seen: Stay,
         clock: Callable[[], float],
     ) -> None:
         self._where, self._log, self._clock = where, log, clock
-        self._every_s, self._retention, self._seen = every_s, Retention(newest=keep), seen
+        self._every_s, self._retention = every_s, Retention(newest=keep)
+        self.stays = Stays.begin(None, hosts={where.host: where.pool}, now_s=clock())
         self._checkpoints = Checkpointer(where.folder.child(FOLDER), Options(clock=clock))
         self._pending: SaveHandle | None = None
         self._metrics: Mapping[str, float] = {}
@@ -71,7 +72,7 @@ class Keeper:
         return checkpoint_pace(
             blocked_s=median(self._blocked),
             durable_s=median(self._durable),
-            between_s=mean_between_s(self._seen, workers=self._where.world),
+            between_s=mean_between_s(self.stays.seen(self._clock()), workers=self.stays.workers),
         )
 
     @property

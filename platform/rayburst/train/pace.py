@@ -12,7 +12,8 @@ below L:
 
 **M.** A worker's rate of interruptions is estimated from what was seen (n interruptions in t
 worker-seconds), with one interruption in `PRIOR_S` as the prior: the posterior mean of a Poisson
-rate under a Gamma prior. A group of W workers is interrupted W times as often.
+rate under a Gamma prior. Each pool has a rate of its own, and a group is interrupted as often as
+all its workers together.
 
 **Resize.** More workers shorten what is left; the change costs its stop on every worker. It pays
 when the gain over the time that the new size is expected to last exceeds that cost.
@@ -21,6 +22,7 @@ when the gain over the time that the new size is expected to last exceeds that c
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 __all__ = ["PRIOR_S", "Pace", "Stay", "checkpoint_pace", "mean_between_s", "resize_gain_s"]
@@ -67,10 +69,20 @@ class Stay:
     interruptions: int = 0
 
 
-def mean_between_s(seen: Stay, *, workers: int, prior_s: float = PRIOR_S) -> float:
-    """Mean seconds between interruptions of a group of `workers`, from what was `seen`."""
-    worker_s = (prior_s + seen.watched_s) / (1 + seen.interruptions)
-    return worker_s / max(1, workers)
+def mean_between_s(
+    seen: Mapping[str, Stay], *, workers: Mapping[str, int], prior_s: float = PRIOR_S
+) -> float:
+    """Mean seconds between interruptions of a group with `workers` by pool, from what was `seen`.
+
+    ValueError for a group without a worker.
+    """
+    if sum(workers.values()) < 1:
+        raise ValueError(f"workers={dict(workers)}: a group has at least one worker")
+    per_s = 0.0
+    for pool, count in workers.items():
+        stay = seen.get(pool, Stay())
+        per_s += count * (1 + stay.interruptions) / (prior_s + stay.watched_s)
+    return 1 / per_s
 
 
 def resize_gain_s(

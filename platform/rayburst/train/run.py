@@ -42,11 +42,11 @@ from rayburst.train.hardware import check_same, hardware_class
 from rayburst.train.keeper import Keeper
 from rayburst.train.notices import Verdict
 from rayburst.train.order import Order, seed_of
-from rayburst.train.pace import Stay
 from rayburst.train.prepared import Prepared
 from rayburst.train.run_options import RunOptions
 from rayburst.train.run_report import RunReport, run_report
 from rayburst.train.runlog import RunLog, read_folder
+from rayburst.train.stays import Stays
 from rayburst.train.surroundings import NoticeSource, Surroundings, find_surroundings
 from rayburst.train.teller import Teller
 
@@ -119,7 +119,6 @@ class Run:
             self._log,
             every_s=options.checkpoint_every_s,
             keep=options.checkpoints_kept,
-            seen=Stay(),
             clock=clock,
         )
         self._at = At()
@@ -290,6 +289,8 @@ class Run:
         if self.options.mode == "exact":
             self._check_hardware(course)
         loaded = self._keeper.load(prepared.state)
+        saved = Stays.from_json(loaded.data.get("stays")) if loaded else None
+        self._keeper.stays = Stays.begin(saved, hosts=self._hosts(), now_s=self._clock())
         if loaded is not None:
             uri = f"{self._where.folder.uri}@{loaded.step}"
             self._at = course.resume(uri, loaded.data, loaded.config)
@@ -301,12 +302,24 @@ class Run:
             "start", step=self._at.step, host=w.host, market=w.market, pool=w.pool, node=w.node
         )
 
+    def _hosts(self) -> dict[str, str]:
+        """Every worker's host, and its pool; several on one host count as several."""
+        found: dict[str, str] = {}
+        for host, pool in self._from_everyone((self._where.host, self._where.pool)):
+            several = sum(name.split("#")[0] == host for name in found)
+            found[f"{host}#{several}"] = pool
+        return found
+
+    def _from_everyone(self, mine: Any) -> list[Any]:
+        """What each rank gives, by rank."""
+        if self.world == 1:
+            return [mine]
+        everyone: list[Any] = [None] * self.world
+        dist.all_gather_object(everyone, mine)
+        return everyone
+
     def _check_hardware(self, course: Course) -> None:
-        everyone: list[Any] = [course.hardware]
-        if self.world > 1:
-            everyone = [None] * self.world
-            dist.all_gather_object(everyone, course.hardware)
-        for rank, other in enumerate(everyone):
+        for rank, other in enumerate(self._from_everyone(course.hardware)):
             check_same(course.hardware, other, whose=f"rank {rank}")
 
     def _steps(self, course: Course, feed: Feed) -> Iterator[Any]:
@@ -418,7 +431,10 @@ class Run:
         return {
             "state": prepared.state(),
             "step": self._at.step,
-            "about": {"data": course.data(self._at), "config": words},
+            "about": {
+                "data": {**course.data(self._at), "stays": self._keeper.stays.to_json(began_s)},
+                "config": words,
+            },
             "metrics": self._metrics,
             "began_s": began_s,
         }

@@ -1,6 +1,6 @@
 """A training function from a notebook as a Ray job: packed here, run there.
 
-    pack(fn, folder, config={...}, run="mine", workers=(1, 4))    # what `Platform.train` ships
+    pack(fn, config, settings, folder)                            # what `Platform.train` ships
     python -m rayburst.train.submitted [FOLDER]                   # the job's driver, in that folder
 
 The function travels by value, with whatever else its module defines and it uses; packages that it
@@ -23,23 +23,21 @@ from typing import Any
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import JobError
 
-__all__ = ["main", "pack"]
+__all__ = ["ENTRYPOINT", "main", "pack"]
 
+ENTRYPOINT = "python -m rayburst.train.submitted"
 FUNCTION = "function.pkl"
 SETTINGS = "settings.json"
 
 
 def pack(
-    fn: Callable[..., Any],
-    folder: Path,
-    *,
-    run: str,
-    config: Mapping[str, Any],
-    workers: tuple[int, int],
-    storage: str | None = None,
-    use_gpu: bool = False,
+    fn: Callable[..., Any], config: Mapping[str, Any], settings: Mapping[str, Any], folder: Path
 ) -> None:
-    """Write function and settings into `folder`. JobError when the function cannot travel."""
+    """Write the function and its settings into `folder`.
+
+    `settings`: run, workers (least, most), storage (None: the fleet's), use_gpu. JobError when the
+    function cannot travel.
+    """
     from ray import cloudpickle
 
     module = inspect.getmodule(fn)
@@ -57,8 +55,7 @@ def pack(
         if by_value:
             cloudpickle.unregister_pickle_by_value(module)
     (folder / FUNCTION).write_bytes(body)
-    settings = {"run": run, "workers": list(workers), "storage": storage, "use_gpu": use_gpu}
-    (folder / SETTINGS).write_text(json.dumps(settings))
+    (folder / SETTINGS).write_text(json.dumps(dict(settings)))
 
 
 def _is_installed(module: Any) -> bool:

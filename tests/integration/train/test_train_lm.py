@@ -168,14 +168,8 @@ def test_a_function_from_a_notebook_ends_on_ray_with_the_weights_of_one_process(
     nodes.ensure(3)
     packed = tmp_path / "packed"
     packed.mkdir()
-    pack(
-        on_ray,
-        packed,
-        run="packed",
-        config={"options": Case().options},
-        workers=(3, 3),
-        storage=str(tmp_path),
-    )
+    settings = {"run": "packed", "workers": (3, 3), "storage": str(tmp_path), "use_gpu": False}
+    pack(on_ray, {"options": Case().options}, settings, packed)
     job = start("-m", "rayburst.train.submitted", str(packed))
     assert job.wait() == 0, job.output
     run = Run(f"{tmp_path}/packed", job)

@@ -41,10 +41,14 @@ def test_no_other_interval_above_the_stores_loses_less(
 
 
 def test_what_is_seen_takes_over_from_the_prior() -> None:
-    assert mean_between_s(Stay(), workers=1) == PRIOR_S
-    assert mean_between_s(Stay(), workers=4) == PRIOR_S / 4
-    calm = mean_between_s(Stay(watched_s=100 * PRIOR_S), workers=1)
-    rough = mean_between_s(Stay(watched_s=3600.0, interruptions=60), workers=1)
+    assert mean_between_s({}, workers={"a": 1}) == PRIOR_S
+    assert mean_between_s({}, workers={"a": 1, "b": 3}) == PRIOR_S / 4
+    seen = {"a": Stay(watched_s=100 * PRIOR_S), "b": Stay(watched_s=3600.0, interruptions=60)}
+    calm = mean_between_s(seen, workers={"a": 1})
+    rough = mean_between_s(seen, workers={"b": 1})
+    assert mean_between_s(seen, workers={"a": 1, "b": 1}) == pytest.approx(
+        1 / (1 / calm + 1 / rough)
+    )
     assert calm == 101 * PRIOR_S
     assert rough == pytest.approx((PRIOR_S + 3600) / 61)
 

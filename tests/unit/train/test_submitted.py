@@ -42,7 +42,7 @@ def test_a_function_takes_its_module_along(tmp_path: Path) -> None:
     sys.modules["a_notebooks_helper"] = module
     try:
         spec.loader.exec_module(module)
-        pack(module.fn, tmp_path, run="mine", config={"x": 2.5}, workers=(1, 4))
+        pack(module.fn, {"x": 2.5}, {"run": "mine", "workers": (1, 4)}, tmp_path)
     finally:
         del sys.modules["a_notebooks_helper"]
     file.unlink()
@@ -55,7 +55,7 @@ def test_a_function_takes_its_module_along(tmp_path: Path) -> None:
     )
     assert elsewhere.stdout.strip() == b"7"
     settings = json.loads((tmp_path / SETTINGS).read_text())
-    assert settings == {"run": "mine", "workers": [1, 4], "storage": None, "use_gpu": False}
+    assert settings == {"run": "mine", "workers": [1, 4]}
 
 
 def test_what_cannot_travel_is_named(tmp_path: Path) -> None:
@@ -65,4 +65,4 @@ def test_what_cannot_travel_is_named(tmp_path: Path) -> None:
         lock.acquire()
 
     with pytest.raises(JobError, match=r"'holds_a_lock' cannot be sent.*open files, locks"):
-        pack(holds_a_lock, tmp_path, run="mine", config={}, workers=(1, 1))
+        pack(holds_a_lock, {}, {}, tmp_path)
