@@ -13,7 +13,7 @@ import re
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
@@ -352,21 +352,9 @@ def submit(
     from rayburst.fleet.jobs import GivenTerms
     from rayburst.sdk import connect
 
-    terms: GivenTerms = {}
-    if deadline is not None:
-        terms["deadline"] = deadline
-    if budget is not None:
-        terms["budget"] = budget
-    if tenant is not None:
-        terms["tenant"] = tenant
-    if priority is not None:
-        terms["priority"] = priority
-    if floor is not None:
-        terms["floor"] = floor
-    if span is not None:
-        terms["span"] = span
-    if market is not None:
-        terms["market"] = market
+    given = {"deadline": deadline, "budget": budget, "tenant": tenant, "priority": priority}
+    given |= {"floor": floor, "span": span, "market": market}
+    terms = cast(GivenTerms, {key: value for key, value in given.items() if value is not None})
     job = connect(fleet).submit(shlex.join(entrypoint), working_dir=working_dir, **terms)
     _out.print(f"job {job.id}")
     if wait:

@@ -42,6 +42,7 @@ class _Account:
     usd_per_hour: float = 0.0
     at: float = 0.0
     is_open: bool = True
+    is_restored: bool = False
 
 
 @dataclass(slots=True)
@@ -63,6 +64,7 @@ class Book:
                     usd_per_hour=decision.usd_per_hour,
                     at=decision.t,
                     is_open=decision.kind == "grant",
+                    is_restored=True,
                 )
         self.past = ()
 
@@ -95,10 +97,14 @@ class Book:
     def charge(self, now: float, prices: Mapping[str, float | None]) -> None:
         """Count what was paid since the last call; `prices` is USD per hour by living host."""
         for account in self._accounts.values():
-            if account.is_open:
-                account.spent_usd += account.usd_per_hour * max(now - account.at, 0.0) / 3600
-                account.usd_per_hour = _usd_per_hour(account, prices)
-                account.at = now
+            if not account.is_open:
+                continue
+            rate = _usd_per_hour(account, prices)
+            if account.is_restored:  # of hosts that nobody watched only those that still live
+                account.usd_per_hour = min(account.usd_per_hour, rate)
+                account.is_restored = False
+            account.spent_usd += account.usd_per_hour * max(now - account.at, 0.0) / 3600
+            account.usd_per_hour, account.at = rate, now
 
     def tenants(self, named: Iterable[TenantSpec]) -> dict[str, Tenant]:
         """Every tenant with what its jobs have spent, ended ones included."""

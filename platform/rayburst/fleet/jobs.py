@@ -188,14 +188,14 @@ def speed(ask: Ask, workers: int) -> float | None:
     """
     if not ask.speeds or workers <= 0:
         return None
+    if workers in ask.speeds:
+        return ask.speeds[workers]
     known = sorted(ask.speeds)
     low = max((size for size in known if size <= workers), default=None)
     high = min((size for size in known if size >= workers), default=None)
     if low is None or high is None:
         nearest = known[0] if low is None else known[-1]
         return ask.speeds[nearest] * workers / nearest
-    if low == high:
-        return ask.speeds[low]
     part = (workers - low) / (high - low)
     return ask.speeds[low] * (1 - part) + ask.speeds[high] * part
 

@@ -53,8 +53,8 @@ def wish_for(site: Site, policy: DeadlinePolicy, *, left_usd: float | None) -> W
     terms, size = site.job.terms, wanted_workers(site.job, site.supply.view.now)
     if left_usd is not None and left_usd <= 0:
         wish = replace(NOTHING, why="its budget is spent", short_usd=max(-left_usd, 1e-4))
-    elif (settled := site.settled(size)) is not None:
-        wish = replace(settled, why=f"all {size} workers it wants")
+    elif (settled := site.settled(size, max(-spare_s(site, size), 0.0))) is not None:
+        return settled
     elif terms.deadline is None or terms.market is not MarketPolicy.AUTO:
         wish = _usual(site, size)
     elif work_left_s(site.ask, size) is None:

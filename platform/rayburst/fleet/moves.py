@@ -46,8 +46,8 @@ class Stake:
 
     @property
     def workers(self) -> int:
-        fit = self.site.supply.fit
-        return sum(n * fit(pool, self.site.ask.resources) for pool, n in self.pools.items())
+        supply, needs = self.site.supply, self.site.ask.resources
+        return sum([n * supply.fit(pool, needs) for pool, n in self.pools.items()])
 
 
 def change_over(stake: Stake, supply: Supply) -> tuple[Grant, list[Action]]:

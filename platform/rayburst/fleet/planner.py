@@ -181,8 +181,8 @@ def _caps(view: FleetView, stock: PoolStock) -> Caps:
     moves has a node for its standing request already, so Ray would see no need for the new one.
     """
     pool = stock.view
-    counted = sum(not _seen_draining(node, view.now) for node in stock.nodes)
     living = len(stock.nodes)
+    counted = living - sum(_seen_draining(node, view.now) for node in stock.draining)
     most = max(pool.max_hosts - (living - counted), counted)
     asked = counted + pool.promised + len(stock.launches)
     wanted = max(min(asked, most), min(pool.min_hosts, most))
@@ -193,9 +193,7 @@ def _caps(view: FleetView, stock: PoolStock) -> Caps:
 
 
 def _seen_draining(node: NodeView, now: float) -> bool:
-    """Whether the autoscaler no longer counts the node among those it may have."""
-    if node.state is not NodeState.DRAINING:
-        return False
+    """Whether the autoscaler no longer counts a draining node among those it may have."""
     return node.draining_since is not None and now - node.draining_since >= DRAIN_VISIBLE_S
 
 

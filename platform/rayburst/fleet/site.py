@@ -22,6 +22,9 @@ HOME = frozenset({Market.ON_PREM})
 USUAL = frozenset({Market.ON_PREM, Market.SPOT})
 ALL = frozenset(Market)
 
+LOOK_AT = 4
+"""Domains with room for the least of a job that one choice compares, the cheapest first."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wish:
@@ -70,7 +73,7 @@ class Site:
             if stock.view.market in markets
         )
 
-    def settled(self, size: int) -> Wish | None:
+    def settled(self, size: int, late_s: float) -> Wish | None:
         """What it holds, where that is all it wants: the full size in one domain, none dear."""
         domains, workers, usd = set(), 0, 0.0
         smallest = size
@@ -86,7 +89,15 @@ class Site:
         if len(domains) != 1 or not size <= workers < size + smallest:
             return None
         pools = {pool: len(hosts) for pool, hosts in self.holds.items()}
-        return Wish(pools=pools, workers=size, usd_per_hour=usd, domain=domains.pop())
+        return Wish(
+            pools=pools,
+            workers=size,
+            size=size,
+            usd_per_hour=usd,
+            domain=domains.pop(),
+            why=f"all {size} workers it wants",
+            late_s=late_s,
+        )
 
     def fill(self, domain: str, workers: int, markets: frozenset[Market]) -> Wish:
         """Nodes of one domain for up to so many workers: those that it holds, then by rank."""
@@ -111,7 +122,7 @@ class Site:
         return Wish(pools=pools, workers=min(got, workers), usd_per_hour=usd, domain=domain)
 
     def best(self, workers: int, markets: frozenset[Market]) -> Wish:
-        """Where it lives, if there is room; else the domain that holds most, the cheapest of them.
+        """Where it lives, if there is room; else the domain that holds most, the cheapest first.
 
         Nothing where no domain holds the least.
         """
@@ -123,18 +134,17 @@ class Site:
         owns = any(self.supply.pools[pool].view.market in markets for pool in self.holds)
         if not owns and question in self.supply.in_vain:
             return NOTHING
-        found = NOTHING
-        enough = workers if owns else min(workers, self.supply.ceiling.get(question[1:], workers))
+        found, looked = NOTHING, 0
         for domain in self.supply.cheapest_first(self.ask.resources, self.span_any, markets):
             wish = self.fill(domain, workers, markets)
-            if wish.workers >= self.least and wish.workers > found.workers:
-                found = wish
-            if found.workers >= enough:
-                return found
-        if not owns and found is NOTHING:
+            if wish.workers < self.least:
+                continue
+            found = wish if wish.workers > found.workers else found
+            looked += 1
+            if found.workers >= workers or looked == LOOK_AT:
+                break
+        if found is NOTHING and not owns:
             self.supply.in_vain.add(question)
-        elif not owns:
-            self.supply.ceiling[question[1:]] = found.workers
         return found
 
     def lives_in(self) -> list[str]:

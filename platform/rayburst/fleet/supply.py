@@ -34,6 +34,7 @@ class PoolStock:
     view: PoolView
     nodes: list[NodeView] = field(default_factory=list)
     free: list[str] = field(default_factory=list)
+    draining: list[NodeView] = field(default_factory=list)
     leaving: list[str] = field(default_factory=list)
     """Hosts that a job still runs on though its grant no longer names them."""
     promised: int = 0
@@ -69,8 +70,8 @@ class Supply:
             stock.nodes.append(node)
             self.node[node.host] = node
             if node.state is NodeState.DRAINING:
-                continue
-            if node.host in occupied:
+                stock.draining.append(node)
+            elif node.host in occupied:
                 stock.leaving.append(node.host)
             elif unused(node):
                 stock.free.append(node.host)
@@ -86,8 +87,6 @@ class Supply:
         self.slowest_start_s = max((pool.start_s for pool in view.pools), default=0.0)
         self.in_vain: set[object] = set()
         """Questions that found nothing: within one plan there is never more again."""
-        self.ceiling: dict[object, int] = {}
-        """The most workers that one domain had room for when all were looked at last."""
         self.zones: dict[object, list[ZoneNow]] = {}
         """Spot zones as the first job of a kind saw them in this plan."""
 
@@ -199,7 +198,7 @@ class Supply:
     def could(self, stock: PoolStock, job: str) -> int:
         """Nodes of a pool that a job could have at most: its own, free ones, launches."""
         own = len(self.holds(job).get(stock.view.name, ()))
-        room = stock.room
+        room = stock.room if stock.view.max_hosts > len(stock.nodes) else 0
         can_launch = room if room > 0 and self.closed(stock.view) is None else 0
         return own + len(stock.free) + stock.promised + can_launch
 
@@ -227,7 +226,13 @@ class Supply:
 
     def _give(self, job: str, pool: str, host: str) -> None:
         self._holder[host] = job
-        self.held.setdefault(job, {}).setdefault(pool, []).append(host)
+        pools = self.held.get(job)
+        if pools is None:
+            pools = self.held[job] = {}
+        if pool in pools:
+            pools[pool].append(host)
+        else:
+            pools[pool] = [host]
 
 
 def times(has: Mapping[str, float], needs: Mapping[str, float]) -> int:

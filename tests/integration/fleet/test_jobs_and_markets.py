@@ -126,3 +126,27 @@ def test_a_deadline_takes_on_demand_while_another_job_waits_in_the_queue(platfor
     assert not [d for d in decisions if d.kind == "late" and d.subject == "urgent"]
     (end,) = [d for d in decisions if d.kind == "end" and d.subject == "urgent"]
     assert end.spent_usd > 0
+
+
+@pytest.mark.soak
+def test_a_job_comes_home_when_that_pays_and_gives_its_host_to_who_matters_more(platform, tmp_path):
+    platform.market("rack", hosts=0, notice_s=0)
+    platform.market("spot-a")
+    training = Training(platform, tmp_path, "traveller", steps=6000)
+    training.wait_on("spot-a")
+    platform.market("rack")
+    seen = len(training.starts())
+    training.wait_on("rack", since=seen)
+    moves = [d.why for d in platform.decisions() if d.subject == "traveller" and d.kind == "move"]
+    assert moves and "home saves" in moves[-1]
+    spot = max(node_events(platform, "spot-a").values(), key=lambda e: e["requested"])
+    rack = max(node_events(platform, "rack").values(), key=lambda e: e["requested"])
+    assert rack["up"] <= spot["notice"], "made before broken"
+
+    platform.market("spot-a", hosts=0, notice_s=0)
+    urgent = Training(platform, tmp_path, "boss", steps=50, priority=3)
+    urgent.wait_on("rack")
+    assert urgent.job.wait(timeout_s=400) == "SUCCEEDED"
+    seen = len(training.starts())
+    training.wait_on("rack", since=seen - 1)
+    training.job.stop()

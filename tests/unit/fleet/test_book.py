@@ -65,6 +65,14 @@ def test_an_agent_that_is_started_again_goes_on_with_what_was_spent():
     assert view.grant is not None and view.grant.hosts == ("spot-1", "spot-2")
 
 
+def test_a_fleet_that_was_down_costs_its_jobs_nothing():
+    first = opened().enter(plan("spot-1", spot=1), 0.0, PRICES)
+    again = Book(past=first)
+    again.charge(9999.0, {})
+    (end,) = again.end([], 9999.0)
+    assert end.spent_usd == 0.0
+
+
 def test_a_job_that_ended_pays_no_more_and_its_tenant_remembers():
     book = opened()
     book.enter(plan("spot-1", spot=1), 0.0, PRICES)
