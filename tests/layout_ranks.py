@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,23 @@ def resume(
     return found
 
 
+def lose(
+    uri: str, layouts: dict[str, dict[str, Any]], count: int, rank: int, step: int
+) -> dict[str, list[list[float]]]:
+    """Train and save each step; `rank` is cut off before it begins `step`."""
+    found = {}
+    for name, spec in layouts.items():
+        parallel = built(**spec)
+        found[name] = []
+        with Checkpointer(f"{uri}/{name}") as checkpoints:
+            for number in range(count):
+                if (dist.get_rank(), number) == (rank, step):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                found[name] += steps(parallel, number, 1)
+                checkpoints.save(parallel.state(), step=number + 1)
+    return found
+
+
 def peak(uri: str, layouts: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
     """By name: the most bytes that this rank held in a step, and what the formulas say."""
     shape, rows = gpt_shape(LARGER), 8
@@ -122,7 +140,7 @@ def peak(uri: str, layouts: dict[str, dict[str, Any]]) -> dict[str, list[float]]
     return found
 
 
-CASES = {"curve": curve, "resume": resume, "peak": peak}
+CASES = {"curve": curve, "resume": resume, "lose": lose, "peak": peak}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

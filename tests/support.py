@@ -51,6 +51,14 @@ def free_port() -> int:
 
 def run_ranks(script: Path, world: int, *args: str, timeout_s: float = 110) -> None:
     """Run `script` as torchrun does; all processes must succeed. Ends what it started."""
+    for rank, (code, output) in enumerate(end_ranks(script, world, *args, timeout_s=timeout_s)):
+        assert code == 0, f"rank {rank}: {output}"
+
+
+def end_ranks(
+    script: Path, world: int, *args: str, timeout_s: float = 110
+) -> list[tuple[int, str]]:
+    """Run `script` as torchrun does until all processes have ended: exit codes and outputs."""
     env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     env |= {"WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
     processes = [
@@ -70,5 +78,4 @@ def run_ranks(script: Path, world: int, *args: str, timeout_s: float = 110) -> N
             if process.poll() is None:
                 process.kill()
                 process.wait()
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output
+    return [(p.returncode, output) for p, output in zip(processes, outputs, strict=True)]

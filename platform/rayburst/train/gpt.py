@@ -12,7 +12,7 @@ vocabulary, so there is no tokenizer to carry along. The module knows no Ray, no
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -116,6 +116,11 @@ class GPT(nn.Module):
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.head.weight = self.token_embedding.weight
         self._initialise()
+
+    @classmethod
+    def shaped(cls, preset: str = "micro", **shape: Any) -> GPT:
+        """A preset's model, with other values where `shape` gives fields of its config."""
+        return cls(replace(PRESETS[preset], **shape))
 
     def _initialise(self) -> None:
         for name, parameter in self.named_parameters():

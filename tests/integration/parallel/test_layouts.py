@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import layout_ranks
 import pytest
 import torch
-from support import run_ranks
+from support import end_ranks, run_ranks
 
 from rayburst import checkpoint
 from rayburst.checkpoint.tree import flatten
+from rayburst.train.parallel import Device, Layout, next_mesh
 
 RANKS = Path(layout_ranks.__file__)
 STEPS = 3
@@ -84,6 +86,11 @@ class Store:
         files = (Path(arguments["out"]) for _, arguments in given)
         return dict(pair for file in files for pair in json.loads(file.read_text()).items())
 
+    def end(self, world: int, case: tuple[str, dict[str, Any]]) -> list[tuple[int, str]]:
+        """Exit codes and outputs of a case that not all processes survive."""
+        given = [(case[0], {**case[1], "uri": self.uri, "out": str(self._folder / "x.json")})]
+        return end_ranks(RANKS, world, json.dumps(given), timeout_s=250)
+
     def saved(self, name: str) -> dict[str, Any]:
         leaves, _ = flatten(checkpoint.load(f"{self.uri}/{name}", step=STEPS).state)
         return leaves
@@ -134,6 +141,35 @@ def test_layouts_learn_as_one_process_and_load_each_others_checkpoints(store: St
     check_curves(resumed, again)
     for name in resumed:
         store.check_same(name, name.partition("--")[0])
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("layout", "per_node", "rank", "smaller"),
+    [
+        ("data=2,tensor=2", 2, 3, "tensor=2"),
+        ("data=2,pipeline=2", 1, 0, "pipeline=2"),
+        pytest.param("shard=4", 1, 2, "shard=3", marks=pytest.mark.soak),
+        pytest.param("shard=2,tensor=2", 2, 1, "tensor=2", marks=pytest.mark.soak),
+        pytest.param("shard=2,pipeline=2", 1, 1, "pipeline=2", marks=pytest.mark.soak),
+    ],
+)
+def test_a_lost_member_leaves_a_whole_smaller_layout_that_goes_on(
+    store: Store, layout: str, per_node: int, rank: int, smaller: str
+) -> None:
+    began = Layout.parse(layout)
+    given = {"layouts": {"run": {"layout": layout}}, "count": 5, "rank": rank, "step": STEPS}
+    ended = store.end(began.world, ("lose", given))
+    assert ended[rank][0] == -signal.SIGKILL, ended[rank][1]
+    assert checkpoint.latest(f"{store.uri}/run") == STEPS
+    places = [Device(node=f"n{r // per_node}", index=r % per_node) for r in range(began.world)]
+    after = next_mesh(began, places, lost={rank})
+    assert (str(after.layout), rank in after.ranks) == (smaller, False)
+    resumed = {"saved": ["run"], "first": STEPS, "count": 2}
+    next_layout = {"smaller": {"layout": smaller}}
+    found = store.run(after.layout.world, ("resume", {"layouts": next_layout, **resumed}))
+    one = store.run(1, ("curve", {"layouts": PLAIN[1], "count": STEPS + 2}))["one"]
+    check_curves(found, one[STEPS : STEPS + 2])
 
 
 @pytest.mark.timeout(300)
