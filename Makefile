@@ -31,7 +31,18 @@ soak: $(READY) ## Run the tests that are too long for CI
 bench-%: $(READY) ## Run one benchmark, e.g. make bench-checkpoint
 	$(BIN)/python benchmarks/$*.py
 
+PEERS := $(VENV)/peers
+bench-serving: $(READY) $(PEERS)/.ready ## Serving beside mosec, LitServe, BentoML and plain Ray Serve (needs wrk)
+	$(BIN)/python benchmarks/serving.py
+
+$(PEERS)/.ready: benchmarks/serving_peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -r $<
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > \
+		$$($(PEERS)/bin/python -c "import site; print(site.getsitepackages()[0])")/rayburst.pth
+	touch $@
+
 clean: ## Remove what was built; fleets that are up stay
 	rm -rf $(VENV) build dist benchmarks/out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo test check soak clean
+.PHONY: help setup demo test check soak clean bench-serving
