@@ -17,12 +17,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rayburst import serve
     from rayburst.errors import RayburstError
     from rayburst.runtime import runtime_env
     from rayburst.sdk import Job, Platform, connect
 
 __version__ = "0.1.0"
-__all__ = ["Job", "Platform", "RayburstError", "__version__", "connect", "runtime_env"]
+__all__ = [
+    "Job",
+    "Platform",
+    "RayburstError",
+    "__version__",
+    "connect",
+    "runtime_env",
+    "serve",
+]
 
 _HOMES = {
     "Job": "rayburst.sdk",
@@ -31,9 +40,12 @@ _HOMES = {
     "connect": "rayburst.sdk",
     "runtime_env": "rayburst.runtime",
 }
+_PACKAGES = ("serve",)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"rayburst.{name}")
     if name not in _HOMES:
         known = ", ".join(__all__)
         raise AttributeError(f"rayburst has no {name!r}; it has: {known}")

@@ -25,6 +25,7 @@ from rayburst.cost.prices_cli import app as prices_app
 from rayburst.errors import RayburstError, SpecError
 from rayburst.fleet.simulate_cli import simulate
 from rayburst.fleet.top_cli import top
+from rayburst.serve.keys_cli import app as keys_app
 
 if TYPE_CHECKING:
     from rayburst.sdk import Platform
@@ -45,6 +46,7 @@ fleet_app = typer.Typer(no_args_is_help=True, help="Check, explain and render fl
 app.add_typer(fleet_app, name="fleet")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(prices_app, name="prices")
+app.add_typer(keys_app, name="keys")
 app.command()(simulate)
 app.command()(hardware)
 app.command()(tco)

@@ -12,6 +12,13 @@ RayburstError
 ├── PoolError               a pool could not do what was asked of it
 ├── JobError                a job could not be submitted, or failed
 ├── DeployError             a Serve application did not become healthy
+├── ModelError              a class cannot be served as it is written
+├── RequestError            a request to a served model was not answered
+│   ├── BadRequestError     its input cannot be used; says where and what works
+│   ├── RefusedError        it was refused at once: come back later, or slower
+│   ├── KeyRefusedError     it has no key that works, or one for other models
+│   ├── LateError           its deadline passed before it could be computed
+│   └── RequestFailedError  the model failed on it
 ├── StoreError              the object store refused or could not be reached
 │   ├── ObjectNotFoundError no object at this key
 │   └── ObjectExistsError   a conditional write lost: the object is already there
@@ -87,6 +94,52 @@ class JobError(RayburstError):
 
 class DeployError(RayburstError):
     """A Serve application did not become healthy."""
+
+
+class ModelError(RayburstError):
+    """A class cannot be served as it is written."""
+
+
+class RequestError(RayburstError):
+    """A request to a served model was not answered. `status` is its HTTP status."""
+
+    status = 500
+
+
+class BadRequestError(RequestError):
+    """The input of a request cannot be used."""
+
+    status = 422
+
+
+class RefusedError(RequestError):
+    """A request was refused at once: it would have been late, or its sender asks too much.
+
+    `retry_after_s` is when the same request is expected to be admitted.
+    """
+
+    def __init__(self, why: str, *, status: int, retry_after_s: float) -> None:
+        super().__init__(why)
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class KeyRefusedError(RequestError):
+    """A request has no key that works (401), or one that is not for this model (403)."""
+
+    def __init__(self, why: str, *, status: int) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class LateError(RequestError):
+    """The deadline of a request passed before it could be computed."""
+
+    status = 504
+
+
+class RequestFailedError(RequestError):
+    """The model failed on a request."""
 
 
 class StoreError(RayburstError):

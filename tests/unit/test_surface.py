@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import rayburst
 from rayburst.cli import app
 
-PUBLIC = ["Job", "Platform", "RayburstError", "__version__", "connect", "runtime_env"]
+PUBLIC = ["Job", "Platform", "RayburstError", "__version__", "connect", "runtime_env", "serve"]
 
 COMMANDS = {
     "checkpoints diff": ["--help", "first", "second", "uri"],
@@ -67,6 +67,10 @@ COMMANDS = {
         "--width",
     ],
     "interrupt": ["--fleet", "--help", "--notice", "node"],
+    "keys create": ["--days", "--help", "--model", "--store", "tenant"],
+    "keys ls": ["--help", "--store"],
+    "keys revoke": ["--help", "--store", "key"],
+    "keys rotate": ["--help", "--overlap", "--store", "key"],
     "logs": ["--fleet", "--follow", "--help", "-f", "what"],
     "market": ["--fleet", "--help", "--hosts", "--notice", "pool"],
     "plan": [

@@ -1,15 +1,21 @@
 """Every touch of Ray's private parts by serving, in one place. Tested against Ray 2.60.
 
 Serve takes only remote addresses in a runtime environment, and Ray has a public call to upload
-local folders for jobs but none for Serve applications.
+local folders for jobs but none for Serve applications. And Serve starts a replica's own HTTP server
+(behind HAProxy) without a way to say which protocol it speaks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ray.job_submission import JobSubmissionClient
+from ray.serve._private import constants, tracing_utils
+from ray.serve._private import replica as serve_replica
+from ray.serve._private.common import RequestProtocol
 
 
 def upload_local_folders(client: JobSubmissionClient, runtime_env: Mapping[str, Any]) -> Any:
@@ -26,3 +32,97 @@ def upload_local_folders(client: JobSubmissionClient, runtime_env: Mapping[str, 
     client._upload_py_modules_if_needed(uploaded)
     uploaded.pop("excludes", None)  # has done its work; Serve would keep it in every status
     return uploaded
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaServer:
+    """What a lane needs to know of the replica that is about to serve HTTP.
+
+    `count(+1 | -1)` moves Serve's number of ongoing requests, by which it scales and drains.
+    `record(path, status, seconds)` feeds Serve's metrics, `log` (with a request id) its access log.
+    """
+
+    prefix: str
+    host: str
+    request_timeout_s: float | None
+    has_middlewares: bool
+    count: Callable[[int], None]
+    record: Callable[[str, int, float], None]
+    log: Callable[[str, int, float, str], None]
+
+
+def has_own_server() -> bool:
+    """Whether Serve gives replicas an HTTP server of their own."""
+    # No public question tells; the constant is what the replica itself goes by.
+    return bool(constants.RAY_SERVE_ENABLE_DIRECT_INGRESS)
+
+
+def is_tracing() -> bool:
+    """Whether Serve makes a span for each request in this process."""
+    return bool(tracing_utils.is_tracing_enabled())
+
+
+def teach_own_server(protocol_of: Callable[[ReplicaServer], type | None]) -> None:
+    """Lets `protocol_of` choose the protocol class of this process's HTTP server.
+
+    Call it in the deployment's constructor: Serve starts the server right after it. A None
+    leaves the server as Serve made it.
+    """
+    # Serve 2.60 looks the function up in this module when it starts the server and makes the
+    # uvicorn.Config inside. The server's task has not run when the function returns, and uvicorn
+    # reads `config.http` only then.
+    start = serve_replica.start_asgi_http_server
+
+    async def start_and_teach(app: Any, http_options: Any, **more: Any) -> Any:
+        task, server = await start(app, http_options, **more)
+        protocol = protocol_of(_replica_server(app.__self__, http_options))
+        if protocol is not None:
+            server.config.http = protocol
+            # HAProxy closes its idle connections first, so none is closed under a request.
+            server.config.timeout_keep_alive = 3600
+        return task, server
+
+    serve_replica.start_asgi_http_server = start_and_teach
+
+
+def _replica_server(replica: Any, http_options: Any) -> ReplicaServer:
+    """`replica` is Serve's own object behind a replica: the ASGI app is a method of it."""
+    metrics = replica._metrics_manager
+    logger = logging.getLogger("ray.serve")
+
+    def count(change: int) -> None:
+        metrics._num_ongoing_requests += change
+
+    def record(path: str, status: int, took_s: float) -> None:
+        # The two calls that Serve's own request path makes for each request when it ends.
+        failed = "RequestFailed" if status >= 500 else None
+        metrics.record_request_metrics(
+            route=path, latency_ms=1000 * took_s, is_error=failed is not None, exception_type=failed
+        )
+        if metrics._should_emit_request_ingress_metrics(RequestProtocol.HTTP):
+            metrics.record_ingress_request_metrics(
+                protocol=RequestProtocol.HTTP,
+                method="POST",
+                route=path,
+                app_name=replica._deployment_id.app_name,
+                deployment_name=replica._deployment_id.name,
+                latency_ms=1000 * took_s,
+                is_error=status >= 400,
+                status_code=str(status),
+            )
+
+    def log(path: str, status: int, took_s: float, request_id: str) -> None:
+        extra = {**replica._access_log_context, "route": path, "request_id": request_id}
+        logger.info("POST %s %s %.1fms", path, status, 1000 * took_s, extra=extra)
+
+    prefix = replica._route_prefix or ""
+    root = http_options.root_path or ""
+    return ReplicaServer(
+        prefix=root + ("" if prefix == "/" else prefix),
+        host=http_options.host,
+        request_timeout_s=http_options.request_timeout_s,
+        has_middlewares=bool(http_options.middlewares),
+        count=count,
+        record=record,
+        log=log,
+    )

@@ -1,0 +1,229 @@
+"""A class with `predict` becomes a Ray Serve application that keeps a latency promise.
+
+    import numpy as np
+    import rayburst as rb
+
+    @rb.serve.model(slo_ms=100, max_batch=32)
+    class Doubler:
+        example = np.zeros(3, np.float32)      # one input: its shape and dtype
+
+        def load(self, factor: float = 2.0):   # once on each replica
+            self.factor = factor
+
+        def predict(self, batch: np.ndarray):  # one answer for each row
+            return batch * self.factor
+
+    app = Doubler.bind(factor=3.0)
+
+`serve run module:app`, `serve deploy FILE` and `Platform.deploy("module:app")` run it. In an
+application with an HTTP face of its own, `Front.bind(Doubler.part())` gives Front a handle:
+`await handle.predict.remote(value)`. What `predict` may take and return is told in codec.py, what
+the options mean in options.py. A class with `stream(value)` besides answers POST /stream piece by
+piece. `predict` may be a coroutine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import ValidationError
+from ray import serve
+from ray.serve.schema import LoggingConfig
+
+from rayburst.checkpoint.store import ObjectStore
+from rayburst.errors import ModelError
+from rayburst.serve import _ray_hooks
+from rayburst.serve.admission import Admission
+from rayburst.serve.asgi import build_app
+from rayburst.serve.codec import Codec
+from rayburst.serve.endpoint import Endpoint
+from rayburst.serve.keys import KeyGate, KeyStore
+from rayburst.serve.lanes import Lane, protocol_for
+from rayburst.serve.options import ModelOptions
+from rayburst.train.versions import is_tested_ray
+
+__all__ = ["Served", "model"]
+
+_log = logging.getLogger("ray.serve")
+_UNBOUNDED = 1_000_000  # Serve's cap on ongoing requests: admission refuses long before
+
+
+def model(**options: Any) -> Callable[[type], Served]:
+    """Makes a class a served model. The options are the fields of `ModelOptions`.
+
+    ModelError when an option or the class cannot be used.
+    """
+    try:
+        parsed = ModelOptions(**options)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        known = ", ".join(ModelOptions.model_fields)
+        raise ModelError(
+            f"option {'.'.join(map(str, first['loc']))}: {first['msg']}; there are: {known}"
+        ) from None
+    return lambda cls: Served(cls, parsed)
+
+
+class Served:
+    """A model class with its options; `bind` makes the application, `part` a part of another."""
+
+    def __init__(self, cls: type, options: ModelOptions) -> None:
+        Codec.of(cls)  # what is wrong with the class is said where it is written
+        self.cls = cls
+        self.model_options = options
+        self.__name__, self.__doc__ = cls.__name__, cls.__doc__
+
+    def options(self, **changes: Any) -> Served:
+        """The same model with some options changed."""
+        return model(**{**self.model_options.model_dump(exclude_unset=True), **changes})(self.cls)
+
+    def bind(self, *args: Any, **kwargs: Any) -> Any:
+        """The Serve application; the arguments go to `load` on each replica."""
+        return self._bound(serve.ingress()(ModelServer), args, kwargs)
+
+    def part(self, *args: Any, **kwargs: Any) -> Any:
+        """The model without HTTP, to be bound to another deployment and asked by handle."""
+        return self._bound(ModelPart, args, kwargs)
+
+    def _bound(self, server: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        options = self.model_options
+        replicas = options.replicas
+        scaling: dict[str, Any] = {"num_replicas": replicas.least}
+        if replicas.most is not None:
+            scaling = {"autoscaling_config": _autoscaling(options)}
+        deployment = serve.deployment(
+            server,
+            name=self.cls.__name__,
+            ray_actor_options={
+                "num_cpus": replicas.cpus,
+                "num_gpus": replicas.gpus,
+                "resources": dict(replicas.resources),
+            },
+            max_ongoing_requests=_UNBOUNDED,
+            health_check_period_s=5,
+            logging_config=LoggingConfig(enable_access_log=options.access_log),
+            max_constructor_retry_count=2,  # what does not load twice will not at the 20th try
+            **scaling,
+        )
+        return deployment.bind(self.cls, options, args, kwargs)
+
+
+def _autoscaling(options: ModelOptions) -> dict[str, Any]:
+    """Between the bounds, so that each replica has half a batch to do."""
+    return {
+        "min_replicas": options.replicas.least,
+        "max_replicas": options.replicas.most,
+        "target_ongoing_requests": max(1, options.max_batch // 2),
+        "upscale_delay_s": options.replicas.up_after_s,
+        "downscale_delay_s": options.replicas.down_after_s,
+    }
+
+
+class ModelPart:
+    """One replica: the loaded model and its endpoint, asked by handle."""
+
+    def __init__(
+        self, cls: type, options: ModelOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._model = cls()
+        if hasattr(self._model, "load"):
+            self._model.load(*args, **kwargs)
+        self._endpoint = Endpoint(
+            self._model,
+            options,
+            Codec.of(cls),
+            name=cls.__name__,
+            admission=Admission(
+                max_waiting=options.queue_limit,
+                shares={name: limit.weight for name, limit in options.tenants.items()},
+            ),
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._example = getattr(cls, "example", None)
+        self._endpoint.warm_up(self._example)
+
+    async def predict(self, value: Any, *, deadline_ms: float | None = None) -> Any:
+        """The answer to one value; what other deployments call by handle."""
+        deadline_s = None if deadline_ms is None else deadline_ms / 1000
+        return await self._endpoint.ask(value, deadline_s=deadline_s)
+
+    async def check_health(self) -> None:
+        """Serve replaces the replica when this raises; a model may have its own."""
+        own = getattr(self._model, "check_health", None)
+        if own is not None:
+            await asyncio.to_thread(own)
+
+
+class ModelServer(ModelPart):
+    """One replica with HTTP, by the fast lane where it can be had."""
+
+    def __init__(
+        self, cls: type, options: ModelOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        super().__init__(cls, options, args, kwargs)
+        self._endpoint.gate = _key_gate(options, cls.__name__)
+        slow = _why_stock(options)
+        if slow is None:
+            _ray_hooks.teach_own_server(self._lane_for)
+        else:
+            _log.warning("%s: predictions take Serve's stock path: %s", cls.__name__, slow)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """Serve calls this once the model is loaded."""
+        return build_app(self._endpoint, example=self._example)
+
+    def _lane_for(self, server: _ray_hooks.ReplicaServer) -> type | None:
+        """Called on the loop that will serve HTTP, just before it does."""
+        self._endpoint.attach()
+        if server.has_middlewares:
+            _log.warning("predictions take the stock path: Serve has HTTP middlewares")
+            return None
+        path = f"{server.prefix}/predict"
+
+        def seen(status: int, took_s: float, request_id: str) -> None:
+            server.record(path, status, took_s)
+            if self._endpoint.options.access_log:
+                server.log(path, status, took_s, request_id)
+
+        lane = Lane(
+            self._endpoint,
+            frozenset({path.encode()}),
+            timeout_s=server.request_timeout_s,
+            ongoing=server.count,
+            seen=seen,
+        )
+        self._tasks.add(asyncio.get_running_loop().create_task(lane.watch()))
+        _log.info("POST %s takes the fast lane", path)
+        return protocol_for(lane)
+
+
+def _key_gate(options: ModelOptions, name: str) -> KeyGate | None:
+    if options.keys == "off":
+        return None
+    store = os.environ.get("RAYBURST_STORE")
+    if store is None:
+        raise ModelError(
+            f"{name} asks for keys, and RAYBURST_STORE does not say where they are: set it where "
+            "Ray starts, for example RAYBURST_STORE=s3://fleet"
+        )
+    return KeyGate(KeyStore(ObjectStore.open(f"{store.rstrip('/')}/serve/keys")), model=name)
+
+
+def _why_stock(options: ModelOptions) -> str | None:
+    """Why the fast lane cannot be had; None when it can."""
+    if options.lane == "stock":
+        return "lane='stock' was asked for"
+    if not is_tested_ray():
+        return "this Ray is not the tested one"
+    if not _ray_hooks.has_own_server():
+        return (
+            "a request costs about ten times the CPU there; start Ray with "
+            "RAY_SERVE_ENABLE_HA_PROXY=1 to have the fast lane"
+        )
+    if _ray_hooks.is_tracing():
+        return "Serve traces requests, and spans are made there"
+    return None

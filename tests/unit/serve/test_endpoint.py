@@ -1,0 +1,182 @@
+"""The endpoint without a server: refusals, lateness, handles from another loop, its OpenAPI."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+
+import numpy as np
+import pytest
+from openapi_spec_validator import validate
+from pydantic import BaseModel
+
+from rayburst.checkpoint.store import ObjectStore
+from rayburst.errors import RefusedError
+from rayburst.serve.codec import Codec
+from rayburst.serve.endpoint import Endpoint
+from rayburst.serve.keys import KeyGate, KeyStore
+from rayburst.serve.openapi import describe
+from rayburst.serve.options import ModelOptions
+
+
+class Gated:
+    """Doubles when its gate is open."""
+
+    example = np.zeros(2, np.float32)
+
+    def __init__(self):
+        self.gate = threading.Event()
+
+    def predict(self, batch: np.ndarray):
+        assert self.gate.wait(30)
+        return batch * 2
+
+
+class Asynchronous:
+    example = np.zeros(2, np.float32)
+
+    async def predict(self, batch: np.ndarray):
+        await asyncio.sleep(0)
+        return batch * 3
+
+
+class Call:
+    """A carrier that keeps what it is answered."""
+
+    ticket = None
+
+    def __init__(self, **headers):
+        self.headers = {k.replace("_", "-").encode(): v for k, v in headers.items()}
+        self.answer = asyncio.get_running_loop().create_future()
+
+    def respond(self, status, body, kind, retry_after_s):
+        assert not self.answer.done(), "answered twice"
+        self.answer.set_result((status, json.loads(body), retry_after_s))
+
+
+def endpoint(model, **options):
+    made = Endpoint(model, ModelOptions(**options), Codec.of(type(model)), name="M")
+    curve = made.batcher.costs.of("", 1)
+    for _ in range(30):
+        for n in (1, 8, 32):
+            curve.learn(n, 50 + n)  # so slow that the machine's own speed decides nothing
+    return made
+
+
+def test_a_request_that_would_be_late_is_refused_at_once_and_a_patient_one_is_not():
+    async def run():
+        model = Gated()
+        made = endpoint(model, slo_ms=80_000)
+        made.attach()
+        first, hasty, patient = Call(), Call(), Call(x_rayburst_deadline_ms=b"500000")
+        made.take(first, b"[1,2]")
+        await asyncio.sleep(0)
+        for call in (hasty, patient):
+            made.take(call, b"[1,2]")
+        status, told, retry_after_s = await hasty.answer
+        assert (status, told["status"]) == (503, 503)
+        assert 0 < retry_after_s < 80
+        model.gate.set()
+        assert (await first.answer)[:2] == (200, [2.0, 4.0])
+        assert (await patient.answer)[0] == 200
+        assert made.held == 0
+
+    asyncio.run(run())
+
+
+def test_a_request_whose_deadline_passes_in_the_queue_is_told_504():
+    async def run():
+        model = Gated()
+        made = endpoint(model, slo_ms=600_000)
+        made.batcher.costs.of("", 1).__init__()  # nothing is known: everybody is let in
+        made.attach()
+        first, late = Call(), Call(x_rayburst_deadline_ms=b"1")
+        made.take(first, b"[1,2]")
+        await asyncio.sleep(0)
+        made.take(late, b"[1,2]")
+        late.ticket.deadline_s = 0.0
+        model.gate.set()
+        assert (await late.answer)[0] == 504
+        assert (await first.answer)[0] == 200
+
+    asyncio.run(run())
+
+
+def test_a_coroutine_predicts_too_and_handles_may_ask_from_another_loop():
+    async def run():
+        made = endpoint(Asynchronous(), slo_ms=600_000)
+        made.attach()
+        here = await made.ask([1.0, 2.0])
+        there = await asyncio.to_thread(lambda: asyncio.run(made.ask([1.0, 2.0])))
+        assert here.tolist() == there.tolist() == [3.0, 6.0]
+
+    asyncio.run(run())
+
+
+def test_a_handle_is_refused_with_an_error_that_says_when_to_come_back():
+    async def run():
+        model = Gated()
+        made = endpoint(model, slo_ms=80_000)
+        made.attach()
+        first = asyncio.ensure_future(made.ask([1.0, 2.0], deadline_s=600))
+        for _ in range(4):  # it is asked, queued, taken, under way
+            await asyncio.sleep(0)
+        with pytest.raises(RefusedError) as refused:
+            await made.ask([1.0, 2.0])
+        assert refused.value.status == 503
+        assert refused.value.retry_after_s > 0
+        model.gate.set()
+        assert (await first).tolist() == [2.0, 4.0]
+
+    asyncio.run(run())
+
+
+def test_a_tenant_is_who_its_key_says_or_else_whom_it_names(tmp_path):
+    keys = KeyStore(ObjectStore.open(str(tmp_path)))
+    _, secret = keys.create("ads", models=("M",), now_s=0)
+    _, other = keys.create("ads", models=("X",), now_s=0)
+
+    async def run():
+        made = endpoint(Asynchronous(), slo_ms=600_000)
+        made.attach()
+        named = Call(x_rayburst_tenant=b"ads")
+        made.take(named, b"[1,2]")
+        assert named.ticket.tenant == "ads"
+        assert (await named.answer)[0] == 200
+        made.gate = KeyGate(keys, model="M")
+        told = []
+        for key in (secret, other, ""):
+            call = Call(authorization=f"Bearer {key}".encode(), x_rayburst_tenant=b"liar")
+            made.take(call, b"[1,2]")
+            told.append(((await call.answer)[0], call.ticket and call.ticket.tenant))
+        made.gate.close()
+        assert told == [(200, "ads"), (403, None), (401, None)]
+
+    asyncio.run(run())
+
+
+class Point(BaseModel):
+    x: float
+
+
+class Nested(BaseModel):
+    points: list[Point]
+
+
+class Models:
+    example = Nested(points=[Point(x=1)])
+
+    def predict(self, batch: list[Nested]): ...
+
+    def stream(self, value): ...
+
+
+@pytest.mark.parametrize("model", [Gated, Models])
+def test_its_openapi_is_valid_and_knows_what_predict_takes(model):
+    made = endpoint(model())
+    page = describe(made, example=model.example, root_path="/m")
+    validate(page)
+    body = page["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
+    assert body["example"] in ([0.0, 0.0], {"points": [{"x": 1.0}]})
+    assert ("/stream" in page["paths"]) == (model is Models)
