@@ -1,4 +1,7 @@
-"""Jobs with terms on a real fleet whose markets come and go, asserted from the node events."""
+"""Jobs with terms on a real fleet whose markets come and go, asserted from the node events.
+
+Minutes, most of them Ray's starts: they run in `make soak`.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ pools:
   - {name: cloud, kind: process, market: on-demand, shape: {cpus: 1, memory: 1GiB}, zone: cloud-a,
      price: 3.06 USD/h, hosts: {max: 1}}
 """
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.soak]
 
 
 class Training:
@@ -133,7 +136,6 @@ def test_a_deadline_that_cannot_be_met_takes_on_demand_while_another_job_waits(p
     assert end.spent_usd > 0
 
 
-@pytest.mark.soak
 def test_a_job_comes_home_when_that_pays_and_gives_its_host_to_who_matters_more(platform, tmp_path):
     platform.market("rack", hosts=0, notice_s=0)
     platform.market("spot-a")
