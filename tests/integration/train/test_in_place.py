@@ -15,7 +15,7 @@ from elastic_job import expected
 from support import wait_for
 from training_cluster import Job, Nodes
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.soak]
 JOB = str(Path(__file__).resolve().parents[2] / "elastic_job.py")
 
 
