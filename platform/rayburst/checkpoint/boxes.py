@@ -19,7 +19,7 @@ from rayburst.checkpoint.fetch import Want
 from rayburst.checkpoint.manifest import Shard, StoredObject
 from rayburst.checkpoint.staging import memory_of
 
-__all__ = ["box_wants", "object_wants"]
+__all__ = ["box_wants", "into", "object_wants"]
 
 _SMALL = 65536
 
@@ -48,6 +48,11 @@ def box_wants(
     box = _Box(target, shard, start, lengths, last - first, len(chunks))
     for chunk, at in chunks:
         yield Want(chunk, name, box.receive(at - first))
+
+
+def into(target: torch.Tensor) -> Callable[[memoryview], None]:
+    """What to do with the bytes of a whole contiguous host tensor."""
+    return _Into(memory_of(target.detach().reshape(-1).view(torch.uint8)), 0)
 
 
 def object_wants(name: str, stored: StoredObject, done: Callable[[bytes], None]) -> Iterator[Want]:

@@ -67,15 +67,19 @@ def read_manifest(store: ObjectStore, step: int | None = None) -> Manifest:
         step = newest_step(store)
         if step is None:
             raise CheckpointNotFoundError(f"{store.uri}: no checkpoint here")
-    key = manifest_key(step)
+    data = manifest_bytes(store, step)
+    return Manifest.decode(f"{store.uri}/{manifest_key(step)}", data, step=step)
+
+
+def manifest_bytes(store: ObjectStore, step: int) -> memoryview:
+    """The manifest of `step` as it is stored, not proven. CheckpointNotFoundError."""
     try:
-        data = store.get_buffer(key)
+        return store.get_buffer(manifest_key(step))
     except ObjectNotFoundError:
         known = ", ".join(str(n) for n in step_numbers(store)[:5]) or "none"
         raise CheckpointNotFoundError(
             f"{store.uri}: no checkpoint of step {step}. Newest here: {known}."
         ) from None
-    return Manifest.decode(f"{store.uri}/{key}", data, step=step)
 
 
 def whole_manifests(

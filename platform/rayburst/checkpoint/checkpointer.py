@@ -27,7 +27,7 @@ from rayburst import __version__
 from rayburst.checkpoint.catalog import Listed, newest_step, read_manifest, steps
 from rayburst.checkpoint.gc import GRACE_S, Collected, collect, plan_gc
 from rayburst.checkpoint.group import Group
-from rayburst.checkpoint.loading import Loaded, load_checkpoint
+from rayburst.checkpoint.loading import Loaded, Ranks, load_checkpoint
 from rayburst.checkpoint.manifest import Manifest
 from rayburst.checkpoint.packs import ChunkIndex
 from rayburst.checkpoint.progress import Bandwidth, Progress
@@ -132,6 +132,7 @@ class Checkpointer:
         self.bandwidth = Bandwidth(self.options.monotonic)
         self._group = Group(self.options.group_timeout_s)
         self._control = Group(self.options.group_timeout_s)
+        self._ranks = Ranks(self._group)
         self._buffer = HostBuffer()
         self._cache = PlanCache()
         self._parent: Manifest | None = None
@@ -275,7 +276,7 @@ class Checkpointer:
         """
         self.wait()
         return load_checkpoint(
-            self.store, state, step, group=self._group, fallback=fallback, unpickle=unpickle
+            self.store, state, step, ranks=self._ranks, fallback=fallback, unpickle=unpickle
         )
 
     def latest(self) -> int | None:
@@ -362,6 +363,7 @@ class Checkpointer:
         """Wait for the save under way and give everything back."""
         self.wait()
         self._thread.shutdown(wait=True)
+        self._ranks.close()
         self._group.close()
         self._control.close()
 

@@ -79,15 +79,23 @@ def _joins(part: list[Want], chunk: Chunk) -> bool:
 
 
 def _read(store: ObjectStore, digest: Digest, part: list[Want]) -> None:
+    for want, piece in proven(store, digest, part):
+        want.deliver(piece)
+
+
+def proven(
+    store: ObjectStore, digest: Digest, part: list[Want]
+) -> Iterator[tuple[Want, memoryview]]:
+    """Read chunks of one pack, sorted by offset, in one request; give each when it is proven."""
     start = part[0].chunk.offset
     stop = max(want.chunk.offset + want.chunk.length for want in part)
     data = _get(store, part[0], start, stop - start)
     for want in part:
-        chunk = want.chunk
-        piece = data[chunk.offset - start : chunk.offset - start + chunk.length]
-        if len(piece) != chunk.length or digest(piece) != chunk.digest:
+        wanted, _, offset, length = want.chunk
+        piece = data[offset - start : offset - start + length]
+        if len(piece) != length or digest(piece) != wanted:
             piece = _again(store, digest, want)
-        want.deliver(piece)
+        yield want, piece
 
 
 def _again(store: ObjectStore, digest: Digest, want: Want) -> memoryview:

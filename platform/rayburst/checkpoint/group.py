@@ -8,10 +8,11 @@ Making a Group is collective: all ranks, the same order, the main thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from rayburst.errors import CheckpointAbandonedError, RayburstError
@@ -22,15 +23,31 @@ T = TypeVar("T")
 
 
 class Group:
-    """One gloo group over all ranks of the job."""
+    """One gloo group over all ranks of the job, or over `members` of them (their global ranks).
 
-    def __init__(self, timeout_s: float) -> None:
+    `rank` and `world` count within the group.
+    """
+
+    def __init__(self, timeout_s: float, members: Sequence[int] | None = None) -> None:
         self._group: Any = None
-        self.rank, self.world = 0, 1
+        self._timeout_s = timeout_s
+        self.rank, self.world, self._first = 0, 1, 0
         if dist.is_available() and dist.is_initialized():
-            self.rank, self.world = dist.get_rank(), dist.get_world_size()
+            ranks = range(dist.get_world_size()) if members is None else members
+            self._first = ranks[0]
+            self.rank, self.world = ranks.index(dist.get_rank()), len(ranks)
         if self.world > 1:
-            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+            self._group = dist.new_group(
+                list(ranks),
+                backend="gloo",
+                timeout=timedelta(seconds=timeout_s),
+                use_local_synchronization=members is not None,
+            )
+
+    def split(self, key: str) -> Group:
+        """The group of the ranks that gave the same key. Only for a group over all ranks."""
+        keys = self.tell(self.gather(key))
+        return Group(self._timeout_s, [rank for rank, k in enumerate(keys) if k == key])
 
     def close(self) -> None:
         """Leave the group."""
@@ -43,7 +60,7 @@ class Group:
         if self.world == 1:
             return [value]
         found: list[Any] | None = [None] * self.world if self.rank == 0 else None
-        _collective(lambda: dist.gather_object(value, found, dst=0, group=self._group))
+        _collective(lambda: dist.gather_object(value, found, dst=self._first, group=self._group))
         return found or []
 
     def tell(self, value: T) -> T:
@@ -51,7 +68,7 @@ class Group:
         if self.world == 1:
             return value
         box = [value]
-        _collective(lambda: dist.broadcast_object_list(box, src=0, group=self._group))
+        _collective(lambda: dist.broadcast_object_list(box, src=self._first, group=self._group))
         return box[0]
 
     def deal(self, action: Callable[[], list[T]]) -> T:
@@ -62,13 +79,27 @@ class Group:
             given = [(v, None) for v in values] if values else [(None, error)] * self.world
         box: list[Any] = [given[0] if given else None]
         if self.world > 1:
-            _collective(lambda: dist.scatter_object_list(box, given, src=0, group=self._group))
+            _collective(
+                lambda: dist.scatter_object_list(box, given, src=self._first, group=self._group)
+            )
         mine: T = _open(box[0])
         return mine
 
     def everyone(self, claim: bool) -> bool:
-        """Whether it holds on every rank."""
-        return self.tell(all(self.gather(claim)))
+        """Whether it holds on every rank. One small collective."""
+        if self.world == 1:
+            return claim
+        flag = torch.tensor(claim, dtype=torch.uint8)
+        _collective(lambda: dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=self._group))
+        return bool(flag)
+
+    def rows(self, row: torch.Tensor) -> torch.Tensor:
+        """Every rank's tensor, stacked by rank; shapes and dtypes are the same on all."""
+        if self.world == 1:
+            return row.unsqueeze(0)
+        found = [torch.empty_like(row) for _ in range(self.world)]
+        _collective(lambda: dist.all_gather(found, row, group=self._group))
+        return torch.stack(found)
 
     def rank0(self, action: Callable[[], T]) -> T:
         """Run on rank 0; its result or its error everywhere."""

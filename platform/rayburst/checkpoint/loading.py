@@ -7,24 +7,28 @@ refused load must not be used.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
-from rayburst.checkpoint.catalog import read_manifest, step_numbers
+from rayburst.checkpoint.catalog import manifest_bytes, step_numbers
 from rayburst.checkpoint.chunks import digest_of
-from rayburst.checkpoint.fetch import fetch
+from rayburst.checkpoint.fetch import Want
+from rayburst.checkpoint.garbage import garbage_pause
 from rayburst.checkpoint.group import Group
 from rayburst.checkpoint.manifest import Manifest, StoredTensor
 from rayburst.checkpoint.planner import StateLoadPlanner
-from rayburst.checkpoint.reader import CheckpointReader, read_state, tensor_wants
+from rayburst.checkpoint.protocol import manifest_key, step_of
+from rayburst.checkpoint.reader import CheckpointReader, state_wants, tensor_wants
+from rayburst.checkpoint.sharing import NodeReaders
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.checkpoint.tree import flatten
-from rayburst.errors import CheckpointDamagedError, CheckpointNotFoundError
+from rayburst.errors import CheckpointDamagedError, CheckpointNotFoundError, StoreError
 
-__all__ = ["Loaded", "load_checkpoint"]
+__all__ = ["Loaded", "Ranks", "load_checkpoint"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +39,7 @@ class Loaded:
     state: dict[Any, Any]
     manifest: Manifest
     refused: tuple[str, ...] = field(default=())
+    committed: bool = True  # False: it was whole in a peer's memory and is not on the store
 
     @property
     def data(self) -> Any:
@@ -56,12 +61,31 @@ class Loaded:
         return (self.manifest.about.get("rng") or {}).get(str(rank))
 
 
+class Ranks:
+    """The ranks that load together, and those of them on this machine."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self._node: NodeReaders | None = None
+
+    def node(self) -> NodeReaders:
+        """Made at the first load, which is collective as its making is."""
+        if self._node is None:
+            self._node = NodeReaders(self.group)
+        return self._node
+
+    def close(self) -> None:
+        """Leave the group of the machine."""
+        if self._node is not None:
+            self._node.close()
+
+
 def load_checkpoint(
     store: ObjectStore,
     state: dict[Any, Any] | None,
     step: int | None,
     *,
-    group: Group,
+    ranks: Ranks,
     fallback: bool,
     unpickle: bool,
 ) -> Loaded:
@@ -71,53 +95,89 @@ def load_checkpoint(
     CheckpointDamagedError; CheckpointError where the state does not fit.
     """
     refused: list[str] = []
-    candidates = group.rank0(lambda: _candidates(store, step, fallback))
-    for number in candidates:
+    candidates = ranks.group.rank0(lambda: _candidates(store, step, fallback))
+    for candidate in candidates:
         try:
-            loaded = _load_one(store, state, number, group, unpickle)
+            loaded = _load_one(store, state, candidate, ranks, unpickle)
         except (CheckpointDamagedError, CheckpointNotFoundError) as error:
-            if not fallback or number == candidates[-1]:
+            if not fallback or candidate is candidates[-1]:
                 raise
             refused.append(str(error))
             continue
-        return Loaded(step=number, state=loaded[0], manifest=loaded[1], refused=tuple(refused))
+        return Loaded(
+            step=candidate.step,
+            state=loaded[0],
+            manifest=loaded[1],
+            refused=tuple(refused),
+            committed=candidate.held is None,
+        )
     raise CheckpointNotFoundError(f"{store.uri}: no checkpoint here")
 
 
-def _candidates(store: ObjectStore, step: int | None, fallback: bool) -> list[int]:
-    numbers = step_numbers(store)
-    if step is None:
-        return numbers if fallback else numbers[:1]
-    return [step, *(n for n in numbers if n < step)] if fallback else [step]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Candidate:
+    """A step to try; `held` is its manifest where only a peer has it."""
+
+    step: int
+    held: bytes | None = None
+
+
+def _candidates(store: ObjectStore, step: int | None, fallback: bool) -> list[_Candidate]:
+    """What may be loaded, best first: a peer may hold a step that the store does not have (yet)."""
+    held = store.held()
+    try:
+        numbers = step_numbers(store)
+    except StoreError:
+        if held is None:
+            raise
+        numbers = []
+    found = [_Candidate(step=number) for number in numbers]
+    if held is not None:
+        held_step = step_of(held[0]) or 0
+        if held_step not in numbers and (step == held_step or held_step > max(numbers, default=-1)):
+            found.insert(0, _Candidate(step=held_step, held=held[1]))
+    if step is not None:
+        first = [c for c in found if c.step == step] or [_Candidate(step=step)]
+        found = [*first, *(c for c in found if c.step < step)]
+    return found if fallback else found[:1]
 
 
 def _load_one(
     store: ObjectStore,
     state: dict[Any, Any] | None,
-    step: int,
-    group: Group,
+    candidate: _Candidate,
+    ranks: Ranks,
     unpickle: bool,
 ) -> tuple[dict[Any, Any], Manifest]:
-    found: list[tuple[dict[Any, Any], Manifest]] = []
+    group, step = ranks.group, candidate.step
+    data = group.rank0(lambda: candidate.held or bytes(manifest_bytes(store, step)))
+    prepared: list[tuple[Manifest, list[Want], Callable[[], dict[Any, Any]]]] = []
 
-    def action() -> None:
-        manifest = read_manifest(store, step)
+    def prepare() -> None:
+        name = f"{store.uri}/{manifest_key(step)}"
+        manifest = Manifest.decode(name, data, step=step)
         if state is None:
-            found.append((read_state(store, manifest, unpickle=unpickle), manifest))
+            prepared.append((manifest, *state_wants(manifest, unpickle=unpickle)))
         else:
-            _fill(store, state, manifest, unpickle)
-            found.append((state, manifest))
+            wants = _fill_wants(store, state, manifest, unpickle)
+            prepared.append((manifest, wants, lambda: state))
 
-    group.together(action)
-    return found[0]
+    with garbage_pause():
+        group.together(prepare)
+    manifest, wants, finish = prepared[0]
+    node, digest = ranks.node(), digest_of(manifest.digest)
+    group.together(lambda: node.read(store, digest, manifest, wants))
+    return finish(), manifest
 
 
-def _fill(store: ObjectStore, state: dict[Any, Any], manifest: Manifest, unpickle: bool) -> None:
+def _fill_wants(
+    store: ObjectStore, state: dict[Any, Any], manifest: Manifest, unpickle: bool
+) -> list[Want]:
     leaves, _ = flatten(state)
     whole = {n: v for n, v in leaves.items() if _takes_all(v, manifest.tensors.get(n))}
-    fetch(store, digest_of(manifest.digest), tensor_wants(manifest, whole))
+    wants = tensor_wants(manifest, whole)
     if len(whole) == len(leaves):
-        return
+        return wants
     # DCP's load plan needs no talk between ranks: each reads what its own boxes need
     reader = CheckpointReader(store, manifest=manifest)
     planner = StateLoadPlanner(unpickle=unpickle, filled=whole.keys())
@@ -125,7 +185,7 @@ def _fill(store: ObjectStore, state: dict[Any, Any], manifest: Manifest, unpickl
     planner.set_up_planner(state, metadata, is_coordinator=True)
     reader.set_up_storage_reader(metadata, True)
     plan = planner.finish_plan(planner.create_local_plan())
-    reader.read_data(plan, planner).wait()
+    return [*wants, *reader.wants(plan.items, planner)]
 
 
 def _takes_all(value: Any, stored: StoredTensor | None) -> bool:

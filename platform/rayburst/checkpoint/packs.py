@@ -4,7 +4,8 @@ Chunks are laid end to end into packs of about 8 MiB, because stores take few la
 faster than many small ones. A pack is written from where the bytes already lie: nothing is joined
 or copied. A broken upload repeats one pack, so a save resumes where it was.
 
-Hashing runs ahead of the uploads: packs that wait hold no memory of their own.
+Hashing runs ahead of the uploads: packs that wait hold no memory of their own. A peer before the
+store (peers.py) hears of every pack on a thread of its own, so that neither waits for the other.
 
 The caller keeps every buffer unchanged until `close` returns.
 """
@@ -64,6 +65,7 @@ class PackWriter:
         self._number = 0
         self._key = pack_key(save, rank, 0)
         self._pool = ThreadPoolExecutor(UPLOADS, thread_name_prefix="rayburst-upload")
+        self._peer = ThreadPoolExecutor(1, thread_name_prefix="rayburst-peer")
         self._pending: list[Future[None]] = []
         self._refused = threading.Event()
 
@@ -115,6 +117,7 @@ class PackWriter:
             raise CheckpointAbandonedError(f"save {self._save} was called off while uploading")
         key, parts, size = self._key, self._parts, self._filled
         self._pending.append(self._pool.submit(self._upload, key, parts, size))
+        self._peer.submit(self._store.announce, key, parts)
         self._parts, self._filled = [], 0
         self._number += 1
         self._key = pack_key(self._save, self._rank, self._number)
@@ -143,8 +146,9 @@ class PackWriter:
         self._pending = []
 
     def close(self) -> None:
-        """Give the threads back; what waits is dropped."""
+        """Give the threads back; what waits is dropped, and a peer fetches it when it must."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._peer.shutdown(wait=True, cancel_futures=True)
 
     @property
     def index(self) -> ChunkIndex:

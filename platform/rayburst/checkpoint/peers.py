@@ -1,18 +1,23 @@
 """The newest checkpoint in another node's memory: a restore that need not wait for the store.
 
-    peer = place_peer("run-7", uri)               # an actor in another zone or pool, if any
-    store = PeerStore.over(ObjectStore.open(uri), peer)
+    store = with_peer("run-7", uri)               # an actor in another zone or pool, if any
     with Checkpointer(store) as checkpoints:      # saves go to the store and to the peer's memory
-        checkpoints.load(state)                   # reads from whichever answers faster
+        checkpoints.load(state)                   # the newest whole copy, from whichever is faster
+    release_peer("run-7")                         # when the run is over
 
 The peer holds packs and manifest as they lie on the store, under the same keys, so what it gives is
-proven by the same digests. It takes a checkpoint when it is committed on the store, never before,
-and lets the old one go only when the new one is complete. A peer that is dead, late or wrong
-costs one request; then the store is read.
+proven by the same digests. It is sent every pack while the store still takes it, and the manifest
+when every chunk has its place: a snapshot may be whole in the peer's memory before it is committed,
+and then a restore finds it there. It lets the old one go only when the new one is whole, so it
+holds up to three times the state. What it was not sent it fetches from the store at the commit.
+
+A peer that is dead, late or wrong costs one request; then the store is read. Only the store makes a
+checkpoint exist: a save is acknowledged when it is committed there.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,13 +28,25 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayburst.checkpoint.manifest import Manifest
+from rayburst.checkpoint.holder import Holder
+from rayburst.checkpoint.local_files import Buffers
 from rayburst.checkpoint.protocol import PACKS, step_of
 from rayburst.checkpoint.store import ObjectStore
-from rayburst.errors import ObjectNotFoundError, StoreError
+from rayburst.errors import StoreError
 
-__all__ = ["Node", "PeerStore", "choose_node", "find_peer", "place_peer"]
+__all__ = [
+    "Node",
+    "PeerStore",
+    "choose_node",
+    "find_peer",
+    "peer_step",
+    "place_peer",
+    "release_peer",
+    "with_peer",
+]
 
+_log = logging.getLogger(__name__)
+_FLYING = 4  # packs on their way to the peer: 32 MiB
 _PROBE_BYTES = 1024 * 1024
 
 
@@ -55,53 +72,30 @@ def choose_node(nodes: Sequence[Node], own: Node) -> Node | None:
     return min(others, key=distance, default=None)
 
 
-class Holder:
-    """The actor: one committed checkpoint in memory, and the packs of the next one."""
+def with_peer(run: str, uri: str) -> PeerStore:
+    """The store at `uri` with the run's peer before it; the peer is started if there is none."""
+    return PeerStore.over(ObjectStore.open(uri), place_peer(run, uri))
 
-    def __init__(self, uri: str) -> None:
-        self._store = ObjectStore.open(uri)
-        self._objects: dict[str, bytes] = {}
-        self._step: int | None = None
 
-    def take(self, key: str, data: bytes) -> None:
-        """Keep a pack for a checkpoint to come."""
-        self._objects[key] = bytes(data)
-
-    def commit(self, key: str, data: bytes) -> int:
-        """A checkpoint is committed: fetch what is missing, then let the old one go."""
-        manifest = Manifest.decode(key, data)
-        if self._step is not None and manifest.step < self._step:
-            return self._step
-        for pack in manifest.packs() - self._objects.keys():
-            self._objects[pack] = self._store.get(pack)
-        kept = {pack: self._objects[pack] for pack in manifest.packs()}
-        self._objects = {**kept, key: bytes(data)}
-        self._step = manifest.step
-        return manifest.step
-
-    def read(self, key: str, start: int, length: int) -> bytes | None:
-        """Bytes of a held object; None where it is not held."""
-        data = self._objects.get(key)
-        return None if data is None else data[start : start + length]
-
-    def whole(self, key: str) -> bytes | None:
-        """A held object; None where it is not held."""
-        return self._objects.get(key)
-
-    def holds(self) -> tuple[int | None, int]:
-        """(step, bytes in memory)."""
-        return self._step, sum(map(len, self._objects.values()))
+def release_peer(run: str) -> None:
+    """End the run's holder and free its memory; fine where there is none."""
+    peer = find_peer(run)
+    if peer is not None:
+        ray.kill(peer)
 
 
 def place_peer(run: str, uri: str) -> Any:
-    """Start the run's holder, or find the one that lives. It outlives the trainer's workers."""
+    """Start the run's holder, or find the one that lives. It outlives the trainer's workers.
+
+    When its node dies Ray starts it again elsewhere, empty: the next commit fills it.
+    """
     own_id = ray.get_runtime_context().get_node_id()
     nodes = [
         Node(node_id=n["NodeID"], labels=n.get("Labels") or {}) for n in ray.nodes() if n["Alive"]
     ]
     own = next((n for n in nodes if n.node_id == own_id), Node(node_id=own_id, labels={}))
     chosen = choose_node(nodes, own) or own
-    actor = ray.remote(num_cpus=0, max_restarts=0)(Holder)
+    actor = ray.remote(num_cpus=0, max_restarts=-1)(Holder)
     return actor.options(
         name=_name(run),
         namespace="rayburst",
@@ -144,67 +138,82 @@ class PeerStore(ObjectStore):
         made._distrusted = set()
         made._peer_is_faster = None
         made._lock = threading.Lock()
-        made._sent = []
+        made._flying = []
         return made
 
     _monotonic: Callable[[], float]
     _distrusted: set[str]
     _peer_is_faster: bool | None
     _lock: threading.Lock
-    _sent: list[Any]
+    _flying: list[Any]
 
     @property
     def reads_from_peer(self) -> bool | None:
         """Whether the peer answered faster; None before the first read."""
         return self._peer_is_faster
 
-    def put(
-        self,
-        key: str,
-        data: bytes | memoryview | Sequence[bytes | memoryview],
-        *,
-        if_absent: bool = False,
-    ) -> None:
+    def announce(self, key: str, data: Buffers) -> None:
+        whole = b"".join([data] if isinstance(data, bytes | memoryview) else data)
+        if step_of(key) is not None:
+            self._send(self._peer.offer, key, whole)
+        elif self._has_room():
+            self._send(self._peer.take, key, whole)
+
+    def put(self, key: str, data: Buffers, *, if_absent: bool = False) -> None:
         super().put(key, data, if_absent=if_absent)
-        if key.startswith(PACKS) or step_of(key) is not None:
+        if step_of(key) is not None:
             whole = b"".join([data] if isinstance(data, bytes | memoryview) else data)
-            method = self._peer.take if key.startswith(PACKS) else self._peer.commit
+            self._send(self._peer.commit, key, whole)
+
+    def _send(self, method: Any, key: str, data: bytes) -> None:
+        self._landed(0.0)
+        with self._lock:
+            self._flying.append(method.remote(key, data))
+
+    def _has_room(self) -> bool:
+        """Wait until few packs are on their way; False for a peer that is late: it goes without."""
+        return self._landed(0.0) < _FLYING or self._landed(self._timeout_s) < _FLYING
+
+    def _landed(self, timeout_s: float) -> int:
+        """Forget what has arrived or failed, waiting for one of them. How many are under way."""
+        with self._lock:
+            flying = list(self._flying)
+        if flying:
+            count = 1 if timeout_s else len(flying)
+            landed, _ = ray.wait(flying, num_returns=count, timeout=timeout_s)
             with self._lock:
-                self._sent = [*self._sent[-8:], method.remote(key, whole)]
+                self._flying = [ref for ref in self._flying if ref not in landed]
+        return len(self._flying)
 
     def drain(self, timeout_s: float) -> None:
         """Wait until the peer has taken what was sent. StoreError if it has not."""
+        with self._lock:
+            flying = list(self._flying)
         try:
-            ray.get(self._sent, timeout=timeout_s)
+            ray.get(flying, timeout=timeout_s)
         except (RayError, GetTimeoutError) as error:
             raise StoreError(f"{self.uri}: the peer did not take the checkpoint: {error}") from None
 
-    def get_buffer(self, key: str) -> memoryview:
-        # what is true now is the store's to say; the peer speaks when the store cannot
-        try:
-            return super().get_buffer(key)
-        except ObjectNotFoundError:
-            raise
-        except StoreError:
-            found = self._held(key) if step_of(key) is not None else None
-            if found is None:
-                raise
-            return found
-
-    def _held(self, key: str) -> memoryview | None:
-        try:
-            data = ray.get(self._peer.whole.remote(key), timeout=self._timeout_s)
-        except (RayError, GetTimeoutError):
-            return None
-        return None if data is None else memoryview(data)
+    def held(self) -> tuple[str, bytes] | None:
+        found: tuple[str, bytes] | None = _answer(self._peer.whole, timeout_s=self._timeout_s)
+        return found
 
     def get_range_buffer(self, key: str, start: int, length: int) -> memoryview:
-        if not key.startswith(PACKS) or key in self._distrusted or self._peer_is_faster is False:
+        if not key.startswith(PACKS) or key in self._distrusted:
             return super().get_range_buffer(key, start, length)
         if self._peer_is_faster is None:
             self._probe(key, start, min(length, _PROBE_BYTES))
-        found = self._ask(key, start, length)
-        return super().get_range_buffer(key, start, length) if found is None else found
+        found = self._ask(key, start, length) if self._peer_is_faster else None
+        if found is not None:
+            return found
+        try:
+            return super().get_range_buffer(key, start, length)
+        except StoreError:
+            # not there, or out of reach: the slower one is better than none
+            found = self._ask(key, start, length)
+            if found is None:
+                raise
+            return found
 
     def distrust(self, key: str) -> None:
         self._distrusted.add(key)
@@ -219,25 +228,28 @@ class PeerStore(ObjectStore):
             return
         try:
             super().get_range_buffer(key, start, length)
-        except (ObjectNotFoundError, StoreError):
+        except StoreError:
             self._peer_is_faster = True  # the store cannot be read: the peer can
             return
         self._peer_is_faster = middle - begun <= self._monotonic() - middle
 
     def _ask(self, key: str, start: int, length: int) -> memoryview | None:
-        try:
-            answer = self._peer.read.remote(key, start, length)
-            data = ray.get(answer, timeout=self._timeout_s)
-        except (RayError, GetTimeoutError):
+        data = _answer(self._peer.read, key, start, length, timeout_s=self._timeout_s)
+        if data is None:
             self._peer_is_faster = False
-            return None
         return None if data is None else memoryview(data)
+
+
+def _answer(method: Any, *args: Any, timeout_s: float) -> Any:
+    """What the peer says; None from one that is dead or late."""
+    try:
+        return ray.get(method.remote(*args), timeout=timeout_s)
+    except (RayError, GetTimeoutError) as error:
+        _log.warning("the checkpoint peer does not answer: %s", type(error).__name__)
+        return None
 
 
 def peer_step(peer: Any, timeout_s: float = 10.0) -> int | None:
     """The step that the peer holds whole; None where it holds none or does not answer."""
-    try:
-        step: int | None = ray.get(peer.holds.remote(), timeout=timeout_s)[0]
-    except (RayError, GetTimeoutError):
-        return None
-    return step
+    answer = _answer(peer.holds, timeout_s=timeout_s)
+    return None if answer is None else answer[0]

@@ -9,7 +9,7 @@ boxes go straight into the tensor's memory; others are put together in a buffer 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -26,9 +26,9 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from rayburst.checkpoint.boxes import box_wants, object_wants
+from rayburst.checkpoint.boxes import box_wants, into, object_wants
 from rayburst.checkpoint.catalog import read_manifest
-from rayburst.checkpoint.chunks import digest_of
+from rayburst.checkpoint.chunks import Chunk, digest_of
 from rayburst.checkpoint.fetch import Want, fetch
 from rayburst.checkpoint.manifest import Manifest, Shard, StoredObject, StoredTensor, whole
 from rayburst.checkpoint.planner import EncodedBytes, StateLoadPlanner, decode_leaf
@@ -36,7 +36,7 @@ from rayburst.checkpoint.store import ObjectStore
 from rayburst.checkpoint.tree import rebuild
 from rayburst.errors import CheckpointError
 
-__all__ = ["CheckpointReader", "read_state"]
+__all__ = ["CheckpointReader", "read_state", "state_wants", "tensor_wants"]
 
 
 class CheckpointReader(StorageReader):
@@ -82,7 +82,7 @@ class CheckpointReader(StorageReader):
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         manifest = self._proven()
-        fetch(self._store, digest_of(manifest.digest), self._wants(plan.items, planner))
+        fetch(self._store, digest_of(manifest.digest), self.wants(plan.items, planner))
         future: Future[None] = Future()
         future.set_result(None)
         return future
@@ -92,7 +92,8 @@ class CheckpointReader(StorageReader):
             raise CheckpointError("read_metadata comes first: DCP calls them in order")
         return self.manifest
 
-    def _wants(self, items: list[ReadItem], planner: LoadPlanner) -> Iterator[Want]:
+    def wants(self, items: list[ReadItem], planner: LoadPlanner) -> Iterator[Want]:
+        """The chunks that these items need, each with where its bytes go."""
         manifest = self._proven()
         for item in items:
             name = item.storage_index.fqn
@@ -157,6 +158,15 @@ def _dtype(name: str, tensor: StoredTensor) -> torch.dtype:
 
 def read_state(store: ObjectStore, manifest: Manifest, *, unpickle: bool = False) -> dict[Any, Any]:
     """The whole nested state as plain CPU tensors, whatever layout it was saved in."""
+    wants, finish = state_wants(manifest, unpickle=unpickle)
+    fetch(store, digest_of(manifest.digest), wants)
+    return finish()
+
+
+def state_wants(
+    manifest: Manifest, *, unpickle: bool = False
+) -> tuple[list[Want], Callable[[], dict[Any, Any]]]:
+    """What to read for the whole state, and the call that gives it when all is delivered."""
     leaves: dict[str, Any] = {
         name: torch.empty(tensor.shape, dtype=_dtype(name, tensor))
         for name, tensor in manifest.tensors.items()
@@ -165,11 +175,14 @@ def read_state(store: ObjectStore, manifest: Manifest, *, unpickle: bool = False
     raw: dict[str, bytes] = {}
     for name, stored in manifest.objects.items():
         wants += object_wants(name, stored, partial(raw.__setitem__, name))
-    fetch(store, digest_of(manifest.digest), wants)
-    for name, stored in manifest.objects.items():
-        leaves[name] = decode_leaf(name, stored.encoding, raw[name], unpickle=unpickle)
-    ordered = {name: leaves[name] for name in manifest.paths if name in leaves}
-    return rebuild(ordered, manifest.paths)
+
+    def finish() -> dict[Any, Any]:
+        for name, stored in manifest.objects.items():
+            leaves[name] = decode_leaf(name, stored.encoding, raw[name], unpickle=unpickle)
+        ordered = {name: leaves[name] for name in manifest.paths if name in leaves}
+        return rebuild(ordered, manifest.paths)
+
+    return wants, finish
 
 
 def tensor_wants(manifest: Manifest, targets: Mapping[str, torch.Tensor]) -> list[Want]:
@@ -177,6 +190,10 @@ def tensor_wants(manifest: Manifest, targets: Mapping[str, torch.Tensor]) -> lis
     wants: list[Want] = []
     for name, target in targets.items():
         stored = manifest.tensors[name]
+        small = _one_chunk(stored, target)
+        if small is not None:
+            wants.append(Want(small, name, into(target)))
+            continue
         whole(name, stored, target.element_size())
         for shard in stored.shards:
             box = target.detach()
@@ -185,3 +202,13 @@ def tensor_wants(manifest: Manifest, targets: Mapping[str, torch.Tensor]) -> lis
                     box = box.narrow(dim, start, size)
             wants += box_wants(name, shard, box, (0,) * len(shard.shape), shard.shape)
     return wants
+
+
+def _one_chunk(stored: StoredTensor, target: torch.Tensor) -> Chunk | None:
+    """The chunk that is all of a small tensor and can be copied to it as it is; else None."""
+    if len(stored.shards) != 1 or len(stored.shards[0].chunks) != 1:
+        return None
+    chunk = stored.shards[0].chunks[0]
+    if chunk.length != target.nbytes or stored.shards[0].shape != stored.shape:
+        return None
+    return chunk if target.device.type == "cpu" and target.is_contiguous() else None

@@ -28,7 +28,7 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
 from rayburst.checkpoint._store_errors import translate
-from rayburst.checkpoint.local_files import put_file
+from rayburst.checkpoint.local_files import Buffers, put_file
 from rayburst.errors import ObjectNotFoundError, StoreError
 
 __all__ = ["ObjectInfo", "ObjectStore", "StoreOptions"]
@@ -161,7 +161,7 @@ class ObjectStore:
     def put(
         self,
         key: str,
-        data: bytes | memoryview | Sequence[bytes | memoryview],
+        data: Buffers,
         *,
         if_absent: bool = False,
     ) -> None:
@@ -215,6 +215,13 @@ class ObjectStore:
 
     def distrust(self, key: str) -> None:
         """Hear that what was read as `key` was wrong. For stores with a cache before them."""
+
+    def announce(self, key: str, data: Buffers) -> None:
+        """Say what is about to be put under `key`, for a peer's memory; nothing without a peer."""
+
+    def held(self) -> tuple[str, bytes] | None:
+        """Key and bytes of the manifest that a peer holds whole; None without a peer."""
+        return None
 
     def delete(self, key: str) -> None:
         """Remove the object; one that is not there is fine."""

@@ -27,7 +27,7 @@ from rayburst.checkpoint.garbage import garbage_pause
 from rayburst.checkpoint.manifest import Manifest, Parent
 from rayburst.checkpoint.packs import ChunkIndex, PackWriter
 from rayburst.checkpoint.progress import Progress
-from rayburst.checkpoint.protocol import Reached, SaveStep, ignore_step
+from rayburst.checkpoint.protocol import Reached, SaveStep, ignore_step, manifest_key
 from rayburst.checkpoint.session import SaveSession, Ticket
 from rayburst.checkpoint.staging import HostBuffer
 from rayburst.checkpoint.store import ObjectStore
@@ -186,7 +186,7 @@ class CheckpointWriter(StorageWriter):
         return {(c.digest, c.length): c for _, c in parent.chunks()}
 
     def draft(self, layout: Layout, placed: Iterable[Placed]) -> None:
-        """Coordinator: make the manifest while the last packs are on their way."""
+        """Coordinator: make the manifest while the last packs are on their way; tell the peer."""
         if self._session is None:
             raise CheckpointError("draft before prepare_global_plan: DCP calls them in order")
         s = self._settings
@@ -205,6 +205,7 @@ class CheckpointWriter(StorageWriter):
         with garbage_pause():
             manifest = complete(head, layout, placed)
             self._draft = (manifest, manifest.encode())
+        self._store.announce(manifest_key(manifest.step), self._draft[1])
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         # a box that two ranks wrote is the same box

@@ -5,7 +5,9 @@ RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT come from the launcher in test_res
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,11 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from rayburst.checkpoint import Checkpointer
+from rayburst.checkpoint import Checkpointer, ObjectStore, Options
+from rayburst.checkpoint.catalog import read_manifest
+from rayburst.checkpoint.protocol import SaveStep
 from rayburst.checkpoint.tree import flatten
-from rayburst.errors import CheckpointError
+from rayburst.errors import CheckpointAbandonedError, CheckpointDamagedError, CheckpointError
 
 LAYOUTS = {1: ["plain", "fsdp"], 2: ["plain", "fsdp", "tp"], 3: ["fsdp"], 4: ["fsdp", "tp_fsdp"]}
 
@@ -149,6 +153,58 @@ def pipeline(uri: str, folder: Path) -> None:
             checkpoints.wait()
 
 
+def shared_reads(uri: str, folder: Path) -> None:
+    """What all ranks of a machine need is read by one of them; damage that one finds stops all."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    # the first is cut into chunks of 256 KiB; the last is each rank's own
+    state = {"w": torch.arange(5_000_000.0), "n": {"x": [1, 2]}, "s": torch.ones(3)}
+    with Checkpointer(uri) as checkpoints:
+        checkpoints.save({**state, "f": math.sqrt, f"own{rank}": torch.full((100,), rank)}, step=1)
+    store = ObjectStore.open(uri)
+    read: list[int] = []
+    plain = store.get_range_buffer
+
+    def counted(key: str, start: int, length: int) -> memoryview:
+        read.append(length if "packs/" in key else 0)
+        return plain(key, start, length)
+
+    store.get_range_buffer = counted  # type: ignore[method-assign]
+    into = {"w": torch.zeros(5_000_000), "n": {"x": [0, 0]}, "s": torch.zeros(3)}
+    mine = {f"own{rank}": torch.zeros(100, dtype=torch.int64)}
+    with Checkpointer(store) as checkpoints:
+        checkpoints.load({**into, **mine})
+        everyones: list[Any] = [None] * world
+        dist.all_gather_object(everyones, sum(read))
+        assert sum(everyones) < 1.05 * 20_000_000, everyones
+        assert max(everyones) < 0.75 * 20_000_000, everyones
+        same({**into, **mine}, {**state, f"own{rank}": torch.full((100,), rank)})
+        found = checkpoints.load(unpickle=True).state
+        assert torch.equal(found["w"], state["w"])
+        assert torch.equal(found[f"own{world - 1}"], torch.full((100,), world - 1))
+        assert list(Path("/dev/shm").glob("rayburst-load-*")) == []
+        trusting = {"s": torch.zeros(3), **({"f": None} if rank == 0 else {})}
+        try:  # one rank refuses what was pickled: all learn it, and none waits for it
+            checkpoints.load(trusting)
+        except CheckpointError as error:
+            assert "unpickle=True" in str(error), error
+        else:
+            raise AssertionError("a pickled leaf was loaded without trust")
+        if rank == 0:
+            manifest = read_manifest(store, 1)
+            shards = manifest.tensors["w"].shards
+            pack = shards[len(shards) // 2].chunks[0].pack
+            data = bytearray(store.get(pack))
+            data[-1] ^= 1
+            store.put(pack, bytes(data))
+        dist.barrier()
+        try:
+            checkpoints.load(into)
+        except CheckpointDamagedError as error:
+            assert "digest differs" in str(error), error
+        else:
+            raise AssertionError("a damaged pack was loaded")
+
+
 def failing_rank(uri: str, folder: Path) -> None:
     """An error on one rank reaches all, commits nothing and leaves the rest usable."""
     rank = dist.get_rank()
@@ -167,6 +223,30 @@ def failing_rank(uri: str, folder: Path) -> None:
         assert torch.equal(checkpoints.load().state["a"], torch.zeros(3))
 
 
+def killed_rank(uri: str, folder: Path) -> None:
+    """Rank 1 dies when its packs are written: nothing is committed, and rank 0 learns it."""
+    rank = dist.get_rank()
+    state = {"a": torch.ones(3), f"own{rank}": torch.ones(5)}
+    with Checkpointer(uri) as checkpoints:
+        checkpoints.save(state, step=1)
+
+    def reached(step: SaveStep) -> None:
+        if rank == 1 and step is SaveStep.PACKS_DONE:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoints = Checkpointer(uri, Options(reached=reached))
+    state["a"] += 1
+    try:
+        checkpoints.save(state, step=2)
+    except CheckpointAbandonedError as error:
+        assert "a rank left" in str(error), error
+    else:
+        raise AssertionError("a save without rank 1 was committed")
+    assert checkpoints.latest() == 1
+    assert list(checkpoints.store.list("leases")) == []
+    os._exit(0)  # the other rank is gone: no barrier would end
+
+
 class Refuses:
     """A leaf that cannot be pickled."""
 
@@ -181,7 +261,7 @@ def object_that_fails() -> Refuses:
     return Refuses()
 
 
-CASES = {"reshard": reshard, "pipeline": pipeline, "failing_rank": failing_rank}
+CASES = {f.__name__: f for f in (reshard, pipeline, shared_reads, failing_rank, killed_rank)}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,35 @@ import ray
 import torch
 
 from rayburst.checkpoint.checkpointer import Checkpointer
-from rayburst.checkpoint.peers import Node, PeerStore, choose_node, find_peer, peer_step, place_peer
-from rayburst.checkpoint.store import ObjectStore
+from rayburst.checkpoint.peers import (
+    Node,
+    choose_node,
+    find_peer,
+    peer_step,
+    place_peer,
+    release_peer,
+    with_peer,
+)
 from rayburst.errors import CheckpointError
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def cluster() -> Iterator[Any]:
+    """Two nodes in two zones; the training fits on the first."""
+    from ray.cluster_utils import Cluster
+
     # explicit, or Ray turns tokens on for this process and keeps one in the user's home
     with mock.patch.dict(os.environ, {"RAY_AUTH_MODE": "disabled"}):
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield
+        near = {"rayburst.io/zone": "near"}
+        head = {"num_cpus": 2, "include_dashboard": False, "labels": near}
+        made = Cluster(initialize_head=True, head_node_args=head)
+        made.far = made.add_node(num_cpus=0, labels={"rayburst.io/zone": "far"})
+        ray.init(address=made.address, log_to_driver=False)
+        yield made
         ray.shutdown()
+        made.shutdown()
 
 
 def train_loop(config: dict[str, Any]) -> None:
@@ -50,7 +66,7 @@ def train_loop(config: dict[str, Any]) -> None:
                 raise RuntimeError("this worker fails once")
 
 
-def test_a_run_goes_on_from_what_was_reported(cluster: None, tmp_path: Path) -> None:
+def test_a_run_goes_on_from_what_was_reported(cluster: Any, tmp_path: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -73,26 +89,34 @@ def test_a_run_goes_on_from_what_was_reported(cluster: None, tmp_path: Path) -> 
         where_of(plain)
 
 
-def test_a_peer_serves_when_the_store_cannot(cluster: None, tmp_path: Path) -> None:
+def test_a_peer_in_another_zone_holds_the_newest_snapshot(cluster: Any, tmp_path: Path) -> None:
     uri = str(tmp_path / "store")
+    state = {"w": torch.arange(6_000_000.0), "n": {"x": 1}}
+    store = with_peer("a", uri)
     peer = place_peer("a", uri)
-    store = PeerStore.over(ObjectStore.open(uri), peer)
-    state = {"w": torch.arange(2_000_000.0), "n": {"x": 1}}
     with Checkpointer(store) as checkpoints:
         checkpoints.save(state, step=1)
         state["w"][:10] = -1
         checkpoints.save(state, step=2)
         store.drain(60)
+        where = peer.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+        assert ray.get(where) == cluster.far.node_id
         assert peer_step(peer) == 2
-        assert find_peer("a") is not None
-        packs = list((tmp_path / "store" / "packs").rglob("*"))
-        for path in packs:
-            if path.is_file():
-                path.unlink()
+        # the store is gone for good: the peer has all of it
+        (tmp_path / "store").rename(tmp_path / "gone")
         found = checkpoints.load()
         assert torch.equal(found.state["w"], state["w"])
         assert store.reads_from_peer is True
-    ray.kill(peer)
+        # the store is back and the peer's node is cut off
+        shutil.rmtree(tmp_path / "store", ignore_errors=True)
+        (tmp_path / "gone").rename(tmp_path / "store")
+        cluster.remove_node(cluster.far, allow_graceful=False)
+        state["w"][:10] = -2
+        checkpoints.save(state, step=3)
+        assert torch.equal(checkpoints.load().state["w"], state["w"])
+        assert store.reads_from_peer is False
+    release_peer("a")
+    assert find_peer("a") is None
 
 
 def test_the_peer_goes_far_away() -> None:

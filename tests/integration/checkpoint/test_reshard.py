@@ -19,8 +19,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_ranks(world: int, *args: str, timeout_s: float = 110) -> None:
-    """Run the case on `world` processes; all must succeed. Ends what it started."""
+def run_ranks(world: int, *args: str, timeout_s: float = 110, killed: int | None = None) -> None:
+    """Run the case on `world` processes; all must succeed but one that kills itself."""
     env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     env |= {"WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
     processes = [
@@ -40,8 +40,8 @@ def run_ranks(world: int, *args: str, timeout_s: float = 110) -> None:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output
+    for rank, (process, output) in enumerate(zip(processes, outputs, strict=True)):
+        assert process.returncode == (-9 if rank == killed else 0), output
 
 
 @pytest.mark.timeout(300)
@@ -67,3 +67,11 @@ def test_pipeline_stages_and_back_pressure_are_agreed_by_all_ranks(
 
 def test_a_failure_on_one_rank_is_a_failure_on_all(tmp_path: Path) -> None:
     run_ranks(2, "failing_rank", str(tmp_path / "store"), str(tmp_path))
+
+
+def test_ranks_of_one_machine_read_once(tmp_path: Path) -> None:
+    run_ranks(3, "shared_reads", str(tmp_path / "store"), str(tmp_path))
+
+
+def test_a_rank_that_dies_takes_the_save_with_it_and_nothing_else(tmp_path: Path) -> None:
+    run_ranks(2, "killed_rank", str(tmp_path / "store"), str(tmp_path), killed=1)

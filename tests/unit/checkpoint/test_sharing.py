@@ -1,0 +1,66 @@
+"""Who reads what for whom on one machine, and what happens where memory cannot be shared."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rayburst.checkpoint import sharing
+from rayburst.checkpoint.chunks import Chunk
+from rayburst.checkpoint.group import Group
+from rayburst.checkpoint.sharing import SLOT_BYTES, Ring, deal_reads
+
+MIB = 1024 * 1024
+
+
+@given(st.data(), st.integers(1, 5), st.integers(0, 60))
+def test_what_several_want_is_read_once_by_one_of_them(
+    data: st.DataObject, ranks: int, count: int
+) -> None:
+    chunks, offset = [], 0
+    for number in range(count):
+        length = data.draw(st.sampled_from([1, 1000, MIB, 4 * MIB]))
+        offset = 0 if number % 7 == 0 else offset
+        chunks.append(Chunk(f"{number}", f"pack-{number // 7}", offset, length))
+        offset += length + data.draw(st.sampled_from([0, 0, 100]))
+    wanted = np.array(
+        data.draw(
+            st.lists(
+                st.lists(st.booleans(), min_size=count, max_size=count),
+                min_size=ranks,
+                max_size=ranks,
+            )
+        ),
+        dtype=bool,
+    ).reshape(ranks, count)
+    dealt = deal_reads(chunks, wanted)
+    read = [(rank, chunk) for rank, ranges in enumerate(dealt) for part in ranges for chunk in part]
+    shared = [chunk for i, chunk in enumerate(chunks) if wanted[:, i].sum() > 1]
+    assert sorted(chunk for _, chunk in read) == sorted(shared)
+    assert all(wanted[rank, chunks.index(chunk)] for rank, chunk in read)
+    for part in (part for ranges in dealt for part in ranges):
+        assert len({chunk.pack for chunk in part}) == 1
+        assert part[-1].offset + part[-1].length - part[0].offset <= SLOT_BYTES
+        assert sum(chunk.length for chunk in part) == (
+            part[-1].offset + part[-1].length - part[0].offset
+        )
+
+
+def test_replicas_share_the_reading_equally() -> None:
+    chunks = [Chunk(f"{n}", f"pack-{n // 2}", (n % 2) * 4 * MIB, 4 * MIB) for n in range(64)]
+    dealt = deal_reads(chunks, np.ones((4, 64), dtype=bool))
+    assert [sum(c.length for part in ranges for c in part) for ranges in dealt] == [64 * MIB] * 4
+
+
+def test_without_shared_memory_a_warning_says_that_it_is_slow(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sharing, "_MEMORY", tmp_path / "none")
+    with caplog.at_level(logging.WARNING):
+        assert Ring.open(Group(1.0)) is None
+    assert "every rank reads the checkpoint for itself" in caplog.text
