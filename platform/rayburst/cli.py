@@ -212,6 +212,21 @@ def queue(name: FleetName = None) -> None:
 
 
 @app.command()
+def report(
+    name: FleetName = None,
+    out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("fleet.html"),
+    by: Annotated[
+        str, typer.Option(help="Who paid: by job, tenant, model, purpose, pool, day, ...")
+    ] = "job",
+) -> None:
+    """Write one page about the fleet: hosts and dollars over time, nodes, who paid for what."""
+    from rayburst.sdk import connect
+
+    out.write_text(connect(name).timeline(by=by).html())
+    _out.print(f"{out}: one file, nothing to load; light, dark and print")
+
+
+@app.command()
 def dashboard() -> None:
     """Print a Grafana dashboard over the fleet's metrics, to import there.
 

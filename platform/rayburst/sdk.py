@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
-from rayburst.cost.bill import Bill, make_bill
+from rayburst.cost.bill import Bill, make_bill, on_demand_price
 from rayburst.cost.entries import Entry
 from rayburst.cost.ledger import Ledger
 from rayburst.cost.reader import FactReader
@@ -33,7 +33,7 @@ from rayburst.fleet.layout import FleetDir, store_environment
 from rayburst.fleet.lines import JobLine, JobQueue
 from rayburst.fleet.pools import open_pools
 from rayburst.fleet.pools.base import Host, Notice
-from rayburst.fleet.spec import FleetSpec, Market
+from rayburst.fleet.spec import FleetSpec
 from rayburst.fleet.status import FleetStatus, read_status
 from rayburst.fleet.store import open_store
 from rayburst.runtime import runtime_env
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from rayburst.checkpoint.store import ObjectStore
     from rayburst.cost.forecast import Forecast
+    from rayburst.report.fleet_page import FleetStory
     from rayburst.serve.deploy import DeployStatus
 
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -311,6 +312,21 @@ class Platform:
         entries = Ledger(store).entries(facts, now_ms=round(time.time() * 1000))
         return [e for e in entries if since is None or e.line.end_ms > since * 1000]
 
+    def timeline(self, *, by: str = "job") -> FleetStory:
+        """The fleet over time: hosts by market, dollars, nodes, and who paid, summed by `by`.
+
+        A DataFrame (`frame()`), a page (`html()`; it shows itself in a notebook) and JSON.
+        """
+        from rayburst.report.fleet_page import tell_fleet
+
+        return tell_fleet(
+            self.name,
+            self.events(),
+            statement=self.cost(by=by),
+            now=time.time(),
+            on_demand_usd_per_hour=on_demand_price(self.spec()),
+        )
+
     def interrupt(self, node: str, *, notice_s: float = 30.0, why: str = "interrupted") -> Notice:
         """Give a node notice and take it away at the deadline; `notice_s=0` is a power cut.
 
@@ -401,16 +417,6 @@ class Platform:
                 f"{self.dashboard_url}. Connect with `rb.connect()` where `rayburst up` was called"
             )
         return self._fleet
-
-
-def on_demand_price(spec: FleetSpec) -> float | None:
-    """The cheapest known on-demand price of a fleet, USD per hour; None when it has none."""
-    prices = [
-        pool.price_usd_per_hour
-        for pool in spec.pools
-        if pool.market is Market.ON_DEMAND and pool.price_usd_per_hour is not None
-    ]
-    return min(prices, default=None)
 
 
 def _pick(living: Sequence[Host], node: str) -> Host:

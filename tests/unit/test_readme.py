@@ -35,6 +35,7 @@ from rayburst.cost.statement import Statement
 from rayburst.fleet.events import NodeEvent
 from rayburst.fleet.spec import FleetSpec
 from rayburst.fleet.status import FleetStatus, NodeStatus
+from rayburst.report.fleet_page import FleetStory
 from rayburst.sdk import Job, Platform
 from rayburst.serve.deploy import DeployStatus
 
@@ -53,6 +54,7 @@ KNOWN: dict[str, Any] = {
     "deployed": DeployStatus,
     "bill": Bill,
     "told": Statement,
+    "story": FleetStory,
     "entry": Entry,
     "market": MarketUsage,
     "store": ObjectStore,

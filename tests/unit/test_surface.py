@@ -93,6 +93,7 @@ COMMANDS = {
     "prices ls": ["--file", "--gpu", "--help", "--json", "--provider", "--region", "--sku"],
     "prices template": ["--help"],
     "queue": ["--help", "name"],
+    "report": ["--by", "--help", "--out", "name"],
     "simulate": [
         "--changeover",
         "--every",

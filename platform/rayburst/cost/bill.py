@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rayburst.fleet.events import NodeEvent
+from rayburst.fleet.spec import FleetSpec, Market
 from rayburst.report.tables import Table
 
 
@@ -124,6 +125,16 @@ def make_bill(
             None if on_demand_usd_per_hour is None else seconds * on_demand_usd_per_hour / 3600
         ),
     )
+
+
+def on_demand_price(spec: FleetSpec) -> float | None:
+    """The cheapest known on-demand price of a fleet, USD per hour; None when it has none."""
+    prices = [
+        pool.price_usd_per_hour
+        for pool in spec.pools
+        if pool.market is Market.ON_DEMAND and pool.price_usd_per_hour is not None
+    ]
+    return min(prices, default=None)
 
 
 def _usage(kinds: dict[str, NodeEvent], now: float) -> NodeUsage:

@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from rayburst.cost.bill import Bill
 from rayburst.cost.entries import Entry, usd_of
 from rayburst.fleet.events import NodeEvent
+from rayburst.fleet.taken import taken_away
 
 METRICS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "rayburst_nodes": ("gauge", "living nodes", ("pool", "market", "state")),
@@ -69,6 +70,7 @@ def values_of(sample: Sample) -> dict[str, dict[tuple[str, ...], float]]:
             key = (event.market,)
             rates[key] = rates.get(key, 0.0) + event.price_usd_per_hour
     states = Counted((event.pool, event.market, state) for event, state in living.values())
+    lost = Counted((one.pool, one.market) for one in taken_away(sample.events))
     markets = sample.bill.by_market if sample.bill else ()
     return {
         "rayburst_nodes": {key: float(count) for key, count in states.items()},
@@ -79,7 +81,7 @@ def values_of(sample: Sample) -> dict[str, dict[tuple[str, ...], float]]:
         "rayburst_unpriced_seconds_total": {
             (m.market,): m.seconds_of_unknown_price for m in markets
         },
-        "rayburst_interruptions_total": _interruptions(sample.events),
+        "rayburst_interruptions_total": {key: float(n) for key, n in lost.items()},
         "rayburst_purpose_usd": _usd_by(sample.entries, lambda e: e.line.purpose),
         "rayburst_job_usd": _usd_by(sample.entries, lambda e: e.line.owner.job),
     }
@@ -96,18 +98,6 @@ def _living(events: Sequence[NodeEvent]) -> dict[str, tuple[NodeEvent, str]]:
             first = found[event.node][0] if event.node in found else event
             found[event.node] = (first, words[event.kind])
     return found
-
-
-def _interruptions(events: Sequence[NodeEvent]) -> dict[tuple[str, ...], float]:
-    """Notices, and ends without one that were not asked for."""
-    warned = {event.node for event in events if event.kind == "notice"}
-    taken = Counted(
-        (event.pool, event.market)
-        for event in events
-        if event.kind == "notice"
-        or (event.kind == "gone" and event.node not in warned and "power cut" in event.why)
-    )
-    return {key: float(count) for key, count in taken.items()}
 
 
 def _usd_by(entries: Sequence[Entry], key: Callable[[Entry], str]) -> dict[tuple[str, ...], float]:

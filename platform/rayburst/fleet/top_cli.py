@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,10 +10,10 @@ import typer
 from rich.console import Console
 
 from rayburst.errors import JobError, RayburstError
+from rayburst.fleet.taken import taken_away
 from rayburst.report.top import JobSeen, PoolSeen, Snapshot, TakenSeen, draw
 
 if TYPE_CHECKING:
-    from rayburst.fleet.events import NodeEvent
     from rayburst.sdk import Job, Platform
 
 _JOBS = 4
@@ -86,29 +85,14 @@ def look(platform: Platform, *, now: float) -> Snapshot:
         nodes=status.nodes,
         jobs=jobs,
         pending=status.pending,
-        taken=taken(events, now=now),
+        taken=[
+            TakenSeen(ago_s=now - one.t, node=one.node, market=one.market, words=one.words)
+            for one in reversed(taken_away(events))
+        ],
         usd=usd,
         usd_if_on_demand=listed,
         problems=problems,
     )
-
-
-def taken(events: Sequence[NodeEvent], *, now: float) -> list[TakenSeen]:
-    """Notices, and ends that nobody announced; newest first."""
-    warned = {event.node for event in events if event.kind == "notice"}
-    found = []
-    for event in events:
-        if event.kind == "notice":
-            left_s = None if event.deadline is None else event.deadline - event.t
-            words = f"notice {left_s:.0f} s" if left_s is not None else "notice"
-        elif event.kind == "gone" and event.node not in warned and "power cut" in event.why:
-            words = "power cut"
-        else:
-            continue
-        found.append(
-            TakenSeen(ago_s=now - event.t, node=event.node, market=event.market, words=words)
-        )
-    return sorted(found, key=lambda one: one.ago_s)
 
 
 def _job(job: Job) -> JobSeen:

@@ -10,6 +10,7 @@ from html import escape
 
 from rayburst.report import numbers, svg
 from rayburst.report.axis import LEFT, RIGHT, WIDTH
+from rayburst.report.parts import row, swatch
 from rayburst.report.spend import PURPOSES, NodeSpend, summed
 from rayburst.report.style import MARKETS
 
@@ -25,12 +26,6 @@ _LOOKS: Mapping[str, dict[str, str]] = {
     "starting": {"cls": "other"},
     "outside": {"cls": "pale"},
 }
-
-
-def swatch(look: Mapping[str, str]) -> str:
-    """A small sample of a colour or hatch, for legends."""
-    square = svg.rect(1, 1, 18, 12, **look)
-    return svg.el("svg", square, viewBox="0 0 20 14", aria_hidden="true")
 
 
 def spend_bars(parts: Sequence[NodeSpend]) -> str:
@@ -60,15 +55,15 @@ def spend_table(parts: Sequence[NodeSpend]) -> str:
     total = summed(parts)
     whole = sum(total.values())
     head = ["", *(market for market, _ in rows), "all nodes", "share"]
-    lines = [_tr("th", [escape(h) for h in head])]
+    lines = [row("th", [escape(h) for h in head])]
     for purpose, look in _LOOKS.items():
         if total[purpose]:
-            cells = [swatch(look) + escape(PURPOSES[purpose])]
+            cells = [swatch(**look) + escape(PURPOSES[purpose])]
             cells += [_exact(by[purpose]) for _, by in rows]
             cells += [_exact(total[purpose]), numbers.percent(total[purpose], whole)]
-            lines.append(_tr("td", cells))
+            lines.append(row("td", cells))
     sums = [_exact(sum(by.values())) for _, by in rows]
-    lines.append(_tr("td", ["node-seconds", *sums, _exact(whole), "100%"], cls="total"))
+    lines.append(row("td", ["node-seconds", *sums, _exact(whole), "100%"], cls="total"))
     return svg.el("table", *lines)
 
 
@@ -92,8 +87,8 @@ def cost_bars(usd: float | None, usd_if_on_demand: float | None) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A plain table of text, escaped here."""
-    lines = [_tr("th", [escape(h) for h in head])]
-    lines += [_tr("td", [escape(cell) for cell in row]) for row in rows]
+    lines = [row("th", [escape(h) for h in head])]
+    lines += [row("td", [escape(cell) for cell in cells]) for cells in rows]
     return svg.el("table", *lines)
 
 
@@ -106,7 +101,3 @@ def _by_market(parts: Sequence[NodeSpend]) -> list[tuple[str, dict[str, int]]]:
 
 def _exact(milliseconds: int) -> str:
     return f"{milliseconds / 1000:,.1f} s" if milliseconds else "–"
-
-
-def _tr(cell: str, cells: Sequence[str], cls: str = "") -> str:
-    return svg.el("tr", *(svg.el(cell, c) if c else f"<{cell}></{cell}>" for c in cells), cls=cls)

@@ -8,6 +8,7 @@ from html import escape
 from rayburst.cost.tco import BreakEven
 from rayburst.report import bars, numbers, svg
 from rayburst.report.axis import LEFT, RIGHT, WIDTH
+from rayburst.report.parts import section
 from rayburst.report.style import market_class, page
 
 _TOP, _BOTTOM = 24.0, 320.0
@@ -29,8 +30,8 @@ def own_or_rent_page(point: BreakEven, sku: str) -> str:
                 f"<h1>{escape(sku)}</h1>",
                 f'<p class="lead">{escape(lead)}</p>',
             ),
-            svg.el("section", "<h2>An hour of work, by utilisation</h2>", own_or_rent(point)),
-            svg.el("section", "<h2>Break-even</h2>", _table(point)),
+            section("An hour of work, by utilisation", "", own_or_rent(point)),
+            section("Break-even", "", _table(point)),
         ],
     )
 

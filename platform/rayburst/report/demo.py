@@ -22,8 +22,9 @@ from rayburst.report import bars, headline, loss, marks, numbers, svg, timeline
 from rayburst.report.headline import Report, get
 from rayburst.report.history import Event, Interval, NodeLife, Run, ms, node_lives, read_run
 from rayburst.report.interruption import Interruption, read_interruption
+from rayburst.report.parts import legend, market_items, sample, section, state_items, swatch
 from rayburst.report.spend import spend, summed
-from rayburst.report.style import MARKETS, market_class, page
+from rayburst.report.style import MARKETS, page
 from rayburst.train.goodput import PURPOSES, Goodput
 from rayburst.train.run_report import run_report
 
@@ -80,7 +81,7 @@ def _span(report: Report, events: Sequence[Event], log: Sequence[Event]) -> Inte
 def _timeline(story: _Story) -> str:
     report = story.report
     if not story.lives:
-        return _section("Nodes", "", '<p class="quiet">No node events were recorded.</p>')
+        return section("Nodes", "", '<p class="quiet">No node events were recorded.</p>')
     drawn = timeline.draw(
         story.lives,
         story.run,
@@ -90,7 +91,7 @@ def _timeline(story: _Story) -> str:
         interruptions=story.interruptions,
     )
     words = "Every node from request to end; its seconds at the right. Training above them."
-    return _section("Nodes", words, _timeline_legend(story) + drawn)
+    return section("Nodes", words, _timeline_legend(story) + drawn)
 
 
 def _checkpoints(log: Sequence[Event]) -> list[int]:
@@ -99,37 +100,17 @@ def _checkpoints(log: Sequence[Event]) -> list[int]:
 
 
 def _timeline_legend(story: _Story) -> str:
-    markets = {life.market for life in story.lives}
-    known = [m for m in MARKETS if m in markets] + sorted(markets - set(MARKETS))
-    items = [(bars.swatch({"cls": market_class(m)}), m or "market unknown") for m in known]
-    outline = svg.rect(2, 2, 16, 10, "paper", stroke="var(--quiet)", stroke_width="1.5")
-    items += [
-        (_sample(outline), "requested, starting"),
-        (bars.swatch({"fill": "url(#hatch-other)"}), "draining"),
-    ]
-    kinds = {i.kind for i in story.interruptions}
-    if "notice" in kinds:
-        items.append((_sample(marks.triangle_down(10, 8)), "notice"))
-    if "cut" in kinds:
-        items.append((_sample(marks.cross(10, 7)), "power cut"))
+    items = market_items(life.market for life in story.lives)
+    items += state_items(i.kind for i in story.interruptions)
     if story.run.window:
         items += [
-            (bars.swatch({"cls": "stall"}), "training stands still"),
-            (_sample(marks.diamond(10, 7)), "checkpoint"),
-            (_sample(marks.triangle_right(6, 7)), "training goes on"),
+            (swatch(cls="stall"), "training stands still"),
+            (sample(marks.diamond(10, 7)), "checkpoint"),
+            (sample(marks.triangle_right(6, 7)), "training goes on"),
         ]
     if any(s.redone for s in story.run.steps):
-        items.append((bars.swatch({"fill": "url(#hatch-lost)"}), "steps lost, computed again"))
-    return _legend(items)
-
-
-def _sample(mark: str) -> str:
-    return svg.el("svg", mark, viewBox="0 0 20 14", aria_hidden="true")
-
-
-def _legend(items: Sequence[tuple[str, str]]) -> str:
-    lines = [svg.el("li", mark + escape(words)) for mark, words in items]
-    return svg.el("ul", *lines, cls="legend")
+        items.append((swatch(fill="url(#hatch-lost)"), "steps lost, computed again"))
+    return legend(items)
 
 
 def _loss(story: _Story) -> str:
@@ -148,7 +129,7 @@ def _loss(story: _Story) -> str:
         "Line: training loss, mean over workers. Circles: validation on held-out text. "
         "Dashed: an interruption. Same clock as above."
     )
-    return _section("Loss", words, drawn)
+    return section("Loss", words, drawn)
 
 
 def _spend(story: _Story) -> str:
@@ -159,7 +140,7 @@ def _spend(story: _Story) -> str:
     share = numbers.percent(total["training"], sum(total.values()))
     words = f"Each node-second counts once. {share} of them were training that lasted."
     body = bars.spend_bars(parts) + bars.spend_table(parts)
-    return _section("What the node-seconds were spent on", words, body)
+    return section("What the node-seconds were spent on", words, body)
 
 
 def _goodput(story: _Story) -> str:
@@ -183,7 +164,7 @@ def _goodput(story: _Story) -> str:
             "loses least."
         )
     body = bars.table(("what", "time", "share"), rows)
-    return _section("What the worker-seconds were spent on", words, body)
+    return section("What the worker-seconds were spent on", words, body)
 
 
 def _share(seconds: float, spent: Goodput) -> str:
@@ -199,7 +180,7 @@ def _cost(story: _Story) -> str:
         spent = held.get(market.replace("-", "_"))
         rows.append((market, numbers.seconds(spent), _prices(story.lives, market)))
     body = bars.cost_bars(usd, other) + bars.table(("market", "paid node time", "per hour"), rows)
-    return _section("Cost against all on-demand", "The same node-seconds, priced twice.", body)
+    return section("Cost against all on-demand", "The same node-seconds, priced twice.", body)
 
 
 def _prices(lives: Sequence[NodeLife], market: str) -> str:
@@ -217,13 +198,13 @@ def _interruptions(story: _Story) -> str:
     title = "What each interruption cost"
     if not story.interruptions:
         told = story.report.get("interruptions") is not None
-        return _section(title, "No node was taken away." if told else "Unknown.", "")
+        return section(title, "No node was taken away." if told else "Unknown.", "")
     rows = [
         (i.words, i.node, numbers.seconds(i.gap_s), numbers.grouped(i.steps_lost))
         for i in story.interruptions
     ]
     words = "Gap: the longest time in which no worker finished a step."
-    return _section(title, words, bars.table(("what", "node", "gap", "steps lost"), rows))
+    return section(title, words, bars.table(("what", "node", "gap", "steps lost"), rows))
 
 
 def _footer(story: _Story) -> str:
@@ -239,8 +220,3 @@ def _footer(story: _Story) -> str:
     job = str(get(report, "job", "id") or numbers.UNKNOWN)
     words = [f"Started {when}", f"run {run}", f"job {job}", *versions]
     return svg.el("footer", escape(" · ".join(words)))
-
-
-def _section(title: str, words: str, body: str) -> str:
-    under = f'<p class="quiet">{escape(words)}</p>' if words else ""
-    return svg.el("section", f"<h2>{escape(title)}</h2>", under, body)

@@ -11,6 +11,7 @@ from typing import Any
 
 from rayburst.report import numbers, svg
 from rayburst.report.interruption import Interruption
+from rayburst.report.parts import bold, tile
 
 Report = Mapping[str, Any]
 
@@ -64,69 +65,54 @@ def figures(report: Report, interruptions: Sequence[Interruption]) -> str:
     return svg.el("div", *tiles, cls="figures")
 
 
-def _tile(name: str, value: str, unit: str, notes: Sequence[str]) -> str:
-    shown = escape(value) + (svg.el("span", escape(unit), cls="unit") if unit else "")
-    return svg.el(
-        "div",
-        f"<h3>{escape(name)}</h3>",
-        svg.el("div", shown, cls="value"),
-        *(svg.el("div", note, cls="note") for note in notes),
-        cls="figure",
-    )
-
-
-def _b(words: str) -> str:
-    return f"<b>{escape(words)}</b>"
-
-
 def _model(report: Report) -> str:
     val = get(report, "training", "val_bits_per_byte")
     order0 = get(report, "training", "order0_bits_per_byte")
-    notes = [f"order-0 entropy of the text {_b(numbers.bits(order0))}"]
+    notes = [f"order-0 entropy of the text {bold(numbers.bits(order0))}"]
     if val is not None and order0 is not None:
         below = order0 - val
         side = "below" if below >= 0 else "above"
-        notes.append(f"{_b(numbers.bits(abs(below)))} {side} it")
+        notes.append(f"{bold(numbers.bits(abs(below)))} {side} it")
     unit = "" if val is None else "bits per byte"
-    return _tile("Validation", numbers.bits(val), unit, notes)
+    return tile("Validation", numbers.bits(val), unit, notes)
 
 
 def _survived(report: Report, interruptions: Sequence[Interruption]) -> str:
     survived = get(report, "job", "status") == "SUCCEEDED"
     name = "Interruptions survived" if survived else "Interruptions"
     if report.get("interruptions") is None:
-        return _tile(name, numbers.UNKNOWN, "", ["not in the report"])
+        return tile(name, numbers.UNKNOWN, "", ["not in the report"])
     notes = [
-        f"{escape(i.words)}: {_b(numbers.seconds(i.gap_s))} gap, "
-        f"{_b(numbers.count(i.steps_lost, 'step'))} lost"
+        f"{escape(i.words)}: {bold(numbers.seconds(i.gap_s))} gap, "
+        f"{bold(numbers.count(i.steps_lost, 'step'))} lost"
         for i in interruptions
     ]
-    return _tile(name, str(len(notes)), "", notes or ["no node was taken away"])
+    return tile(name, str(len(notes)), "", notes or ["no node was taken away"])
 
 
 def _saved(report: Report) -> str:
     usd = get(report, "cost", "usd")
     other = get(report, "cost", "usd_if_on_demand")
-    notes = [f"all on-demand {_b(numbers.usd(other))}"]
+    notes = [f"all on-demand {bold(numbers.usd(other))}"]
     if usd is not None and other:
         side = "less" if usd <= other else "more"
-        notes.append(f"{_b(numbers.percent(abs(other - usd), other))} {side}")
+        notes.append(f"{bold(numbers.percent(abs(other - usd), other))} {side}")
     elif usd is None:
         notes.append("a price is not known")
-    return _tile("Cost", numbers.usd(usd), "", notes)
+    return tile("Cost", numbers.usd(usd), "", notes)
 
 
 def _served(report: Report) -> str:
     serving = report.get("serving") or {}
     if not serving:
-        return _tile("Serving", "–", "", ["nothing was served"])
+        return tile("Serving", "–", "", ["nothing was served"])
     value = f"{numbers.milliseconds(serving.get('p50_ms'))}"
     errors = serving.get("errors")
     notes = [
-        f"p99 {_b(numbers.milliseconds(serving.get('p99_ms')))}",
-        f"{_b(numbers.count(serving.get('requests'), 'request'))}, "
-        f"{_b(numbers.count(errors, 'error'))}",
+        f"p99 {bold(numbers.milliseconds(serving.get('p99_ms')))}",
+        f"{bold(numbers.count(serving.get('requests'), 'request'))}, "
+        f"{bold(numbers.count(errors, 'error'))}",
     ]
     rate = serving.get("requests_per_s")
-    notes += [] if rate is None else [f"{_b(numbers.grouped(rate))} requests per second"]
-    return _tile("Serving", value, "p50", notes)
+    notes += [] if rate is None else [f"{bold(numbers.grouped(rate))} requests per second"]
+    return tile("Serving", value, "p50", notes)

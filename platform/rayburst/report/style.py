@@ -85,7 +85,7 @@ table{border-collapse:collapse;font-size:14px;width:100%}
 th{font-weight:600;color:var(--quiet);text-align:right;padding:5px 0 5px 18px}
 td{text-align:right;padding:5px 0 5px 18px;border-top:1px solid var(--rule)}
 th:first-child,td:first-child{text-align:left;padding-left:0}
-td svg{width:20px;height:14px;vertical-align:-2px;margin-right:8px}
+td svg,th svg{width:20px;height:14px;vertical-align:-2px;margin-right:8px}
 tr.total td{border-top:2px solid var(--ink);font-weight:650}
 .two{display:grid;grid-template-columns:1fr 1fr;gap:0 48px}
 .two section{min-width:0}
@@ -124,7 +124,8 @@ def _variables(colours: dict[str, str]) -> str:
 
 
 def _fills() -> str:
-    return "".join(f"svg .{name}{{fill:var(--{name})}}" for name in LIGHT if name != "quiet")
+    fills = "".join(f"svg .{name}{{fill:var(--{name})}}" for name in LIGHT if name != "quiet")
+    return fills + "".join(f"svg .stroke-{name}{{stroke:var(--{name})}}" for name in LIGHT)
 
 
 def css() -> str:

@@ -7,9 +7,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from rayburst.fleet.events import NodeEvent
 from rayburst.fleet.status import NodeStatus
-from rayburst.fleet.top_cli import taken
 from rayburst.report.top import JobSeen, PoolSeen, Snapshot, TakenSeen, draw
 
 
@@ -88,31 +86,3 @@ def test_an_empty_fleet_says_so_and_problems_are_told():
     empty = replace(SEEN, nodes=[], jobs=[], pending=[], taken=[], problems=["the agent is dead"])
     text = "\n".join(shown(empty))
     assert "they come when work asks" in text and "the agent is dead" in text
-
-
-def test_what_was_taken_is_read_from_events():
-    def event(t: float, kind: str, name: str, why: str = "", deadline: float | None = None):
-        return NodeEvent(
-            t=t,
-            kind=kind,
-            node=name,
-            pool="spot-a",
-            market="spot",
-            price_usd_per_hour=1.0,
-            why=why,
-            deadline=deadline,
-        )
-
-    found = taken(
-        [
-            event(10, "notice", "a", deadline=40),
-            event(40, "gone", "a", "taken away"),
-            event(50, "gone", "b", "power cut: cable"),
-            event(60, "gone", "c", "given back: idle"),
-        ],
-        now=100,
-    )
-    assert [(t.node, t.words, t.ago_s) for t in found] == [
-        ("b", "power cut", 50),
-        ("a", "notice 30 s", 90),
-    ]
