@@ -32,22 +32,28 @@ class Group:
         self._group: Any = None
         self._timeout_s = timeout_s
         self.rank, self.world, self._first = 0, 1, 0
-        if dist.is_available() and dist.is_initialized():
-            ranks = range(dist.get_world_size()) if members is None else members
+        if not (dist.is_available() and dist.is_initialized()):
+            return
+        ranks = list(range(dist.get_world_size()) if members is None else members)
+        if len(ranks) > 1:
+            # torch wants every rank here, members or not. `use_local_synchronization` would spare
+            # the others, but it names groups by their ranks alone: a second one of the same ranks
+            # meets the addresses that the first left in the store, and hangs
+            self._group = dist.new_group(
+                ranks, backend="gloo", timeout=timedelta(seconds=timeout_s)
+            )
+        if dist.get_rank() in ranks:
             self._first = ranks[0]
             self.rank, self.world = ranks.index(dist.get_rank()), len(ranks)
-        if self.world > 1:
-            self._group = dist.new_group(
-                list(ranks),
-                backend="gloo",
-                timeout=timedelta(seconds=timeout_s),
-                use_local_synchronization=members is not None,
-            )
 
     def split(self, key: str) -> Group:
         """The group of the ranks that gave the same key. Only for a group over all ranks."""
         keys = self.tell(self.gather(key))
-        return Group(self._timeout_s, [rank for rank, k in enumerate(keys) if k == key])
+        groups = {
+            k: Group(self._timeout_s, [rank for rank, other in enumerate(keys) if other == k])
+            for k in dict.fromkeys(keys)
+        }
+        return groups[key]
 
     def close(self) -> None:
         """Leave the group."""
