@@ -123,7 +123,7 @@ def _charges(rng: random.Random, days: int) -> list[Charge]:
             owner=Owner(job=f"job-{day % 12}"),
             purpose="storage",
             quantity=rng.randrange(10**12),
-            unit="byte-ms",
+            unit="byte-seconds",
             nano_usd=None if day % 7 == 0 else rng.randrange(10**10),
         )
         for day in range(days)

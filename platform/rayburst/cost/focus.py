@@ -22,7 +22,12 @@ from decimal import Decimal
 from rayburst.cost.entries import Entry, usd_of
 from rayburst.fleet.spec import Market
 
-_HOUR_MS = Decimal(3_600_000)
+_UNITS: Mapping[str, tuple[str, Decimal]] = {
+    "ms": ("Hours", Decimal(3_600_000)),
+    "byte-seconds": ("GB-Hours", Decimal(3_600 * 10**9)),
+    "bytes": ("GB", Decimal(10**9)),
+}
+"""The ledger's units as FOCUS writes them, and how many of ours are one of theirs."""
 _NULLS = (
     *("AvailabilityZone", "CapacityReservationId", "CapacityReservationStatus", "ChargeClass"),
     *("CommitmentDiscountCategory", "CommitmentDiscountId", "CommitmentDiscountName"),
@@ -71,10 +76,10 @@ def _row(entry: Entry, fleet: str, region: str) -> Row:
 def _money(entry: Entry) -> Row:
     """Four costs, two unit prices, and what they are of."""
     usd = _plain(usd_of(entry.nano_usd or 0))
+    unit, size = _UNITS.get(entry.line.unit, ("Units", Decimal(1)))
+    quantity = Decimal(entry.quantity) / size
     is_node = entry.line.unit == "ms"
-    quantity = Decimal(entry.quantity) / _HOUR_MS if is_node else Decimal(entry.quantity)
-    unit = "Hours" if is_node else entry.line.unit
-    price = entry.line.usd_per_hour if is_node else _per_unit(entry)
+    price = entry.line.usd_per_hour if is_node else _per_unit(entry, quantity)
     return {
         "BilledCost": usd,
         "EffectiveCost": usd,
@@ -94,9 +99,8 @@ def _money(entry: Entry) -> Row:
     }
 
 
-def _per_unit(entry: Entry) -> str:
-    usd = usd_of(entry.nano_usd or 0)
-    return _plain(usd / entry.quantity) if entry.quantity else "0"
+def _per_unit(entry: Entry, quantity: Decimal) -> str:
+    return _plain(usd_of(entry.nano_usd or 0) / quantity) if quantity else "0"
 
 
 def _times(start_ms: int, end_ms: int) -> Row:
