@@ -204,6 +204,7 @@ class Run:
         )
         course = self._course(order, dataset)
         self._resume(course)
+        self._teller = self._made_teller(order, dataset)
 
         def upcoming(position: int) -> Iterator[Part]:
             while len(batch := order.batch(position)):
@@ -264,16 +265,6 @@ class Run:
 
     def _course(self, order: Order, dataset: Any) -> Course:
         prepared, _ = self._needed()
-        tokens = order.global_batch * getattr(dataset, "tokens_per_sample", 0)
-        steps = -(-(order.limit or 0) // order.global_batch)
-        self._teller = Teller(
-            self._where.publish if self.rank == 0 else lambda progress: None,
-            world=self.world,
-            resumed_from=self._resumed_from,
-            steps=steps,
-            tokens_per_step=tokens,
-            clock=self._clock,
-        )
         return Course(
             order=order,
             fingerprint=str(getattr(dataset, "fingerprint", "")),
@@ -281,6 +272,17 @@ class Run:
             hardware=hardware_class(prepared.device),
             config=self._config,
             versions=versions.recorded(),
+        )
+
+    def _made_teller(self, order: Order, dataset: Any) -> Teller:
+        """Once it is known where the run resumes: it says so."""
+        return Teller(
+            self._where.publish if self.rank == 0 else lambda progress: None,
+            world=self.world,
+            resumed_from=self._resumed_from,
+            steps=-(-(order.limit or 0) // order.global_batch),
+            tokens_per_step=order.global_batch * getattr(dataset, "tokens_per_sample", 0),
+            clock=self._clock,
         )
 
     def _resume(self, course: Course) -> None:
