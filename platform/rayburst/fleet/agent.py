@@ -35,12 +35,12 @@ from rayburst.fleet.outlook import Outlook
 from rayburst.fleet.packing import RequestKind
 from rayburst.fleet.planner import plan_fleet
 from rayburst.fleet.pools import open_pools
-from rayburst.fleet.pools.base import GIVEN_BACK, Host, Notice
+from rayburst.fleet.pools.base import GIVEN_BACK, Host, Notice, pool_of
 from rayburst.fleet.promises import Promises
 from rayburst.fleet.render import ray_config, to_yaml
 from rayburst.fleet.spec import Market
 from rayburst.fleet.supply import is_down
-from rayburst.fleet.view import Action, ActionKind, FleetView, Plan
+from rayburst.fleet.view import ActionKind, FleetView, Plan
 
 _TICK_S = 1.0
 _REMEMBER_GONE_S = 120.0  # the planner still wants to know which pools lost hosts lately
@@ -200,7 +200,7 @@ class Agent:
             if self._gcs.drain(
                 node.node_id, why=action.why, deadline=now + self._spec.limits.drain_s, idle=True
             ):
-                pool = self._pools[_pool_of(plan, action)]
+                pool = self._pools[pool_of(action.subject)]
                 pool.terminate(action.subject, why=f"{GIVEN_BACK}: {action.why}")
 
     def _drain(self, plan: Plan, now: float) -> None:
@@ -208,7 +208,7 @@ class Agent:
         for action in plan.actions:
             if action.kind is ActionKind.DRAIN:
                 notice = Notice(given_at=now, deadline=deadline, why=action.why, planned=True)
-                self._pools[_pool_of(plan, action)].notify(action.subject, notice)
+                self._pools[pool_of(action.subject)].notify(action.subject, notice)
 
     def _forget(self, hosts: list[Host], now: float) -> None:
         for host in hosts:
@@ -234,10 +234,6 @@ class Agent:
             "jobs": self._desk.lines(),
         }
         write_atomically(self._fleet.agent_file, json.dumps(status))
-
-
-def _pool_of(plan: Plan, action: Action) -> str:
-    return next(name for name in plan.caps if action.subject.startswith(f"{name}-"))
 
 
 def main(folder: Path) -> None:

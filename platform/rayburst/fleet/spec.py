@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -23,6 +24,7 @@ from rayburst.fleet import fields, problems, specfile
 from rayburst.fleet.problems import Find, wrong
 
 POOL_KINDS = ("process",)
+POOL_GROUP = "rayburst.pools"  # entry points of this group bring further kinds
 _POOL = (
     "{name: rack, kind: process, market: on-prem, shape: {cpus: 1, memory: 2GiB}, hosts: {max: 2}}"
 )
@@ -85,10 +87,9 @@ class PoolSpec(_Part):
     """Hosts of one kind, place and market. Ray sees one node type of the pool's name."""
 
     name: fields.Name = Field(description="the pool's name; also Ray's node type")
-    kind: Annotated[
-        Literal["process"], fields.one_of(POOL_KINDS, "this version has pools of kind")
-    ] = Field(
-        description="where hosts come from; process: Ray nodes on this machine",
+    kind: fields.Name = Field(
+        description="where hosts come from; process: Ray nodes on this machine; other packages "
+        "may bring further kinds",
         examples=["process"],
     )
     market: Annotated[Market, fields.one_of(list(Market), "a market is one of")] = Field(
@@ -112,6 +113,9 @@ class PoolSpec(_Part):
         description="the least time that a host is paid for; an idle host stays that long",
     )
     hosts: Hosts = Field(description="how many", examples=["{min: 0, max: 2}"])
+    options: dict[str, Any] = Field(
+        default={}, description="what a kind of another package wants to know"
+    )
 
     @property
     def min_hosts(self) -> int:
@@ -132,6 +136,23 @@ class PoolSpec(_Part):
         hosts = {"min": given.get("min_hosts", 0), "max": given["max_hosts"]}
         rest = {k: v for k, v in given.items() if k not in ("min_hosts", "max_hosts")}
         return rest | {"hosts": hosts}
+
+    @field_validator("kind")
+    @classmethod
+    def _known_kind(cls, given: str) -> str:
+        if given in POOL_KINDS:
+            return given
+        known = [*POOL_KINDS, *sorted({point.name for point in entry_points(group=POOL_GROUP)})]
+        if given not in known:
+            raise wrong(f"the kinds of pools here are {', '.join(known)}", allowed=known)
+        return given
+
+    @field_validator("options")
+    @classmethod
+    def _options_of_other_kinds(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if given and (kind := info.data.get("kind")) in POOL_KINDS:
+            raise wrong(f"pools of kind {kind} have no options")
+        return given
 
     @field_validator("name")
     @classmethod

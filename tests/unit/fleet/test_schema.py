@@ -50,7 +50,7 @@ def test_the_default_file_is_among_them() -> None:
         ("kind: embedded", "kind: local"),
         ("{kind: embedded}", "{}"),
         ("{kind: embedded}", "{uri: gs://bucket}"),
-        ("kind: process", "kind: ssh"),
+        ("kind: process", "kind: Process"),
         ("market: spot", "market: sport"),
         ("cpus: 1", "cpus: 0"),
         ("cpus: 1", 'cpus: "1"'),

@@ -101,7 +101,7 @@ MISTAKES = [  # the line as someone wrote it, where the mistake is, what is said
     ('head: {cpus: "2"}', "5:14", "whole number without quotes", "head: {cpus: 2}"),
     ("head: {cpus: 2.0}", "5:14", "whole number without quotes", "head: {cpus: 2}"),
     ("head: {cpus: -1}", "5:14", "0 or more is meant", "head: {cpus: 0}"),
-    ("    kind: proces", "8:11", "this version has pools of kind process", "kind: process"),
+    ("    kind: proces", "8:11", "the kinds of pools here are process", "kind: process"),
     ("    market: onprem", "9:13", "one of on-prem, spot, on-demand", "market: on-prem"),
     ("    zone: 1", "11:11", "needs quotes", 'zone: "1"'),
     ("    zone: rack 1", "11:11", "letters, digits and . _ -", "zone: rack-1"),
@@ -138,7 +138,7 @@ def test_a_mistake_names_its_place_and_the_line_that_helps(
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
-        ("kind: ssh", "this version has pools of kind process"),
+        ("kind: ssh", "the kinds of pools here are process"),
         ("market: reserved", "one of on-prem, spot, on-demand"),
         ("price: 0.35 EUR/h", "a number with USD/h"),
         ("price: 8.4 USD/day", "a number with USD/h"),

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from rayburst.fleet.layout import FleetDir
-from rayburst.fleet.pools.base import Host, Notice, Pool
-from rayburst.fleet.pools.process import ProcessPool
+from rayburst.fleet.pools.base import Host, Notice, Pool, PoolSite
+from rayburst.fleet.pools.kinds import open_pool
 
-__all__ = ["Host", "Notice", "Pool", "open_pools"]
+__all__ = ["Host", "Notice", "Pool", "PoolSite", "open_pools"]
 
 
 def open_pools(fleet: FleetDir) -> dict[str, Pool]:
     """The fleet's pools by name, ready to be asked. Starts nothing."""
-    subnet = fleet.read_state().subnet
-    return {
-        pool.name: ProcessPool(pool, fleet_dir=fleet.path, subnet=subnet)
-        for pool in fleet.spec().pools
-    }
+    spec = fleet.spec()
+    site = PoolSite(fleet=fleet.name, folder=fleet.path, subnet=fleet.read_state().subnet)
+    return {pool.name: open_pool(pool, site) for pool in spec.pools}

@@ -1,19 +1,26 @@
 """What a pool is: hosts of one kind, place and market that can be taken and given back.
 
-Obligations of every pool:
+Obligations of every pool, held by one contract test for all kinds:
+- a host's id is the pool's name, a dash, and letters and digits: `spot-a-3f2c`;
 - `launch` is bounded by the pool's `max_hosts`, under concurrent callers too, and raises PoolError
   with nothing left behind when it cannot deliver;
 - `terminate` is idempotent, and asking for an unknown or gone host is no error;
-- `hosts` is cheap (called several times a second), may be stale by a second, and goes on listing a
-  host that is gone until `forget` is called, so that nothing disappears from the record unseen;
+- `hosts` is cheap (called several times a second), may be stale by a second or two, and goes on
+  listing a host that is gone until `forget` is called, so that nothing disappears from the record
+  unseen. It raises PoolError when it cannot know, rather than say that there are none;
 - a pool keeps no state in memory that a second process, or a restarted one, would need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
+
+from rayburst.errors import PoolError
+from rayburst.fleet.spec import PoolSpec
 
 ENDED_BY_AUTOSCALER = "ended by the autoscaler"
 """Why a host is gone that nothing was wrong with."""
@@ -96,3 +103,34 @@ class Pool(Protocol):
     def forget(self, host: str) -> None:
         """Drop the record of a host that is gone."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolSite:
+    """Where a pool is opened.
+
+    Attributes:
+        fleet: the fleet's name: what marks a host as this fleet's.
+        folder: the fleet's folder on the head, where a pool may keep records.
+        subnet: the fleet's part of this machine's loopback network, like "127.40.7".
+        clock: unix seconds.
+    """
+
+    fleet: str
+    folder: Path
+    subnet: str
+    clock: Callable[[], float] = time.time
+
+
+def check_room(spec: PoolSpec, living: int, count: int) -> None:
+    """Raise PoolError when `count` more hosts are above the pool's most."""
+    if living + count > spec.max_hosts:
+        raise PoolError(
+            f"pool {spec.name!r} was asked for {count} more host(s) and has {living} of at "
+            f"most {spec.max_hosts}; raise `hosts: {{max: ...}}` in the fleet file"
+        )
+
+
+def pool_of(host: str) -> str:
+    """The pool that a host's id names."""
+    return host.rpartition("-")[0]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import count
+from threading import Lock
 
 from rayburst.errors import NodeNotFoundError, PoolError
-from rayburst.fleet.pools.base import Host, Notice
+from rayburst.fleet.pools.base import Host, Notice, check_room
 from rayburst.fleet.spec import PoolSpec
 
 
@@ -30,6 +31,7 @@ class FakePool:
         self._failures = failures or []
         self._hosts: dict[str, Host] = {}
         self._numbers = count()
+        self._lock = Lock()
 
     @property
     def name(self) -> str:
@@ -39,14 +41,14 @@ class FakePool:
         return list(self._hosts.values())
 
     def launch(self, count: int, *, tags: Mapping[str, str], why: str) -> list[str]:
+        with self._lock:
+            return self._launch(count, tags, why)
+
+    def _launch(self, count: int, tags: Mapping[str, str], why: str) -> list[str]:
         if self._failures and (failure := self._failures.pop(0)) is not None:
             raise PoolError(f"pool {self.name!r}: {failure}")
         living = sum(host.lives for host in self._hosts.values())
-        if living + count > self._spec.max_hosts:
-            raise PoolError(
-                f"pool {self.name!r} was asked for {count} more host(s) and has {living} of at "
-                f"most {self._spec.max_hosts}"
-            )
+        check_room(self._spec, living, count)
         started = []
         for _ in range(count):
             host = Host(

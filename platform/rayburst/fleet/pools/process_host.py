@@ -19,7 +19,8 @@ from rayburst.fleet import processes
 from rayburst.fleet.interruptions import ProcessNoticeSource, Watcher
 from rayburst.fleet.layout import FleetDir, ray_environment
 from rayburst.fleet.pools.base import GIVEN_BACK, Notice
-from rayburst.fleet.pools.process import mark_gone, read_host, record_init
+from rayburst.fleet.pools.process import record_init
+from rayburst.fleet.pools.records import mark_gone, read_host
 from rayburst.fleet.render import node_labels
 
 _POLL_S = 0.2
