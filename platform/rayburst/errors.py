@@ -10,6 +10,9 @@ RayburstError
 │   └── StartError          a part of the fleet did not start
 ├── NodeNotFoundError       no such node in the fleet
 ├── PoolError               a pool could not do what was asked of it
+│   ├── PoolCapacityError   its market has no such host now
+│   ├── PoolQuotaError      the account may have no more
+│   └── PoolThrottledError  it was asked too often
 ├── JobError                a job could not be submitted, or failed
 ├── DeployError             a Serve application did not become healthy
 ├── ModelError              a class cannot be served as it is written
@@ -86,6 +89,18 @@ class NodeNotFoundError(RayburstError):
 
 class PoolError(RayburstError):
     """A pool could not do what was asked of it."""
+
+
+class PoolCapacityError(PoolError):
+    """A pool's market has no such host now."""
+
+
+class PoolQuotaError(PoolError):
+    """The account of a pool may have no more hosts of this kind."""
+
+
+class PoolThrottledError(PoolError):
+    """A pool's API was asked too often."""
 
 
 class JobError(RayburstError):

@@ -27,7 +27,13 @@ from secrets import token_hex
 import psutil
 
 from rayburst.dev.objectstore import S3Server
-from rayburst.errors import FleetBrokenError, FleetExistsError, FleetNotFoundError, StartError
+from rayburst.errors import (
+    FleetBrokenError,
+    FleetExistsError,
+    FleetNotFoundError,
+    SpecError,
+    StartError,
+)
 from rayburst.fleet import processes
 from rayburst.fleet.events import IMPATIENT, EventLog
 from rayburst.fleet.files import read_json, write_atomically
@@ -42,6 +48,7 @@ Say = Callable[[str], None]
 
 HEAD_STARTED = "head-started"
 BUCKET = "fleet"
+FAR_KINDS = ("ec2",)
 _HEAD = "head"
 _HEAD_TRIES = 2
 _LEAST_DISK_BYTES = 1024**3
@@ -90,6 +97,7 @@ def up(
         StartError: a part did not start; everything that did was ended again.
     """
     spec = FleetSpec.load(spec_file)
+    _refuse_far_hosts(spec, spec_file)
     fleet = fleet_dir(root, name or spec.name)
     _refuse_if_up(fleet)
     _need_disk(fleet.path)
@@ -166,6 +174,16 @@ def _refuse_if_up(fleet: FleetDir) -> None:
         )
     if fleet.state_file.exists():
         down(fleet)  # the machine or the fleet died: clear what is left of it
+
+
+def _refuse_far_hosts(spec: FleetSpec, file: Path) -> None:
+    far = [pool.name for pool in spec.pools if pool.kind in FAR_KINDS and pool.max_hosts > 0]
+    if far:
+        raise SpecError(
+            f"{file}: hosts of {', '.join(far)} are other machines, and the head of a fleet on "
+            f"this machine listens on loopback, where they cannot join it; close these pools with "
+            f"`hosts: {{max: 0}}`"
+        )
 
 
 def _need_disk(path: Path) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.cost.bill import make_bill
-from rayburst.errors import StoreError
+from rayburst.errors import PoolError, StoreError
 from rayburst.fleet._ray_hooks import Gcs, RayNodeStatus, RayView
 from rayburst.fleet.deadline import DeadlinePolicy
 from rayburst.fleet.decisions import DecisionLog
@@ -74,10 +74,14 @@ class Agent:
         self._outlook = Outlook(spot)
 
     def tick(self) -> Plan | None:
-        """One round; None when Ray's head could not be asked (caps then stay as they are)."""
+        """One round; None when head or pools could not be asked (caps then stay as they are)."""
         now = self._clock()
         ray = self._observe()
-        hosts = self._hosts()
+        try:
+            hosts = self._hosts()
+        except PoolError as error:
+            _LOG.warning("a pool does not answer: %s", error)
+            return None
         if ray is not None and self._tag(hosts, ray, now):
             hosts = self._hosts()
         self._journal(hosts)

@@ -151,6 +151,9 @@ class _Describe:
         return part
 
     def _resolved(self, part: dict[str, Any]) -> dict[str, Any]:
+        kinds = [kind for kind in part.get("anyOf", []) if kind != {"type": "null"}]
+        if len(kinds) == 1:  # a part that may be absent
+            part = kinds[0] | part
         while "$ref" in part:
             model = str(part["$ref"]).rsplit("/", 1)[-1]
             part = {

@@ -17,13 +17,14 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rayburst.errors import SpecError
 from rayburst.fleet import fields, problems, specfile
+from rayburst.fleet.kindspec import EC2_EXAMPLE, Ec2Spec, Part, kind_finds
 from rayburst.fleet.problems import Find, wrong
 
-POOL_KINDS = ("process",)
+POOL_KINDS = ("process", "ec2")
 POOL_GROUP = "rayburst.pools"  # entry points of this group bring further kinds
 _POOL = (
     "{name: rack, kind: process, market: on-prem, shape: {cpus: 1, memory: 2GiB}, hosts: {max: 2}}"
@@ -39,19 +40,13 @@ class Market(StrEnum):
     ON_DEMAND = "on-demand"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True
-    )
-
-
-class HeadSpec(_Part):
+class HeadSpec(Part):
     """The node that runs Ray's head and rayburst's agent."""
 
     cpus: fields.Count = Field(default=0, description="CPUs the head gives to work; 0: none")
 
 
-class Shape(_Part):
+class Shape(Part):
     """What one host of a pool has."""
 
     cpus: fields.AtLeastOne = Field(description="CPUs of one host")
@@ -69,7 +64,7 @@ class Shape(_Part):
         return given
 
 
-class Hosts(_Part):
+class Hosts(Part):
     """How many hosts a pool may have."""
 
     min: fields.Count = Field(default=0, description="hosts that always run")
@@ -83,13 +78,13 @@ class Hosts(_Part):
         return given
 
 
-class PoolSpec(_Part):
+class PoolSpec(Part):
     """Hosts of one kind, place and market. Ray sees one node type of the pool's name."""
 
     name: fields.Name = Field(description="the pool's name; also Ray's node type")
     kind: fields.Name = Field(
-        description="where hosts come from; process: Ray nodes on this machine; other packages "
-        "may bring further kinds",
+        description="where hosts come from; process: Ray nodes on this machine; ec2: instances of "
+        "AWS; other packages may bring further kinds",
         examples=["process"],
     )
     market: Annotated[Market, fields.one_of(list(Market), "a market is one of")] = Field(
@@ -113,6 +108,9 @@ class PoolSpec(_Part):
         description="the least time that a host is paid for; an idle host stays that long",
     )
     hosts: Hosts = Field(description="how many", examples=["{min: 0, max: 2}"])
+    ec2: Ec2Spec | None = Field(
+        default=None, description="for pools of kind ec2", examples=[EC2_EXAMPLE]
+    )
     options: dict[str, Any] = Field(
         default={}, description="what a kind of another package wants to know"
     )
@@ -162,7 +160,7 @@ class PoolSpec(_Part):
         return given
 
 
-class Limits(_Part):
+class Limits(Part):
     """What the fleet may spend, and how long it waits."""
 
     budget_usd: fields.Money | None = Field(
@@ -178,7 +176,7 @@ class Limits(_Part):
     )
 
 
-class TenantSpec(_Part):
+class TenantSpec(Part):
     """Who shares the fleet, with what weight, and what all their jobs together may cost."""
 
     name: fields.Name = Field(description="the tenant's name, as jobs give it")
@@ -192,7 +190,7 @@ class TenantSpec(_Part):
     )
 
 
-class ObjectStoreSpec(_Part):
+class ObjectStoreSpec(Part):
     """Where all that lasts is kept: a server that `rayburst up` starts, or an S3 bucket."""
 
     kind: Literal["embedded", "s3"] = Field(
@@ -220,7 +218,7 @@ class ObjectStoreSpec(_Part):
         return self
 
 
-class FleetSpec(_Part):
+class FleetSpec(Part):
     """A whole fleet file."""
 
     name: fields.Name = Field(description="the fleet's name", examples=["my-fleet"])
@@ -293,6 +291,7 @@ def _across(data: Mapping[str, Any]) -> Iterator[Find]:
     for index, pool in enumerate(pools if isinstance(pools, list | tuple) else []):
         if not isinstance(pool, dict):
             continue
+        yield from kind_finds(data, index, pool)
         name, region = pool.get("name"), pool.get("region")
         if isinstance(name, str) and first.setdefault(name, index) != index:
             loc = ("pools", index, "name")

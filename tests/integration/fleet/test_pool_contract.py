@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from rayburst.dev.cloud.ec2_server import Ec2Server
 from rayburst.errors import NodeNotFoundError, PoolError, SpecError
 from rayburst.fleet.pools.base import Notice, Pool, PoolSite, pool_of
+from rayburst.fleet.pools.ec2 import Ec2Pool
+from rayburst.fleet.pools.ec2_api import Ec2Api
 from rayburst.fleet.pools.fake import FakePool
 from rayburst.fleet.pools.kinds import open_pool
 from rayburst.fleet.pools.process import ProcessPool
@@ -36,7 +39,7 @@ def site(tmp_path: Path) -> PoolSite:
     return PoolSite(fleet="contract", folder=tmp_path, subnet="127.9.9")
 
 
-@pytest.fixture(params=["fake", "process", "slurm"])
+@pytest.fixture(params=["fake", "process", "ec2", "slurm"])
 def opened(request: pytest.FixtureRequest) -> Iterator[Open]:
     """Opens a pool by name, as another process would; all it started ends with the test."""
     opener: Open = request.getfixturevalue(request.param)
@@ -60,6 +63,13 @@ def process(site: PoolSite) -> Open:
     return lambda name: ProcessPool(
         entry("process", name), fleet_dir=site.folder, subnet=site.subnet, first_process=waits
     )
+
+
+@pytest.fixture
+def ec2(ec2_server: Ec2Server, ec2_block: str, site: PoolSite) -> Open:
+    api = Ec2Api("contract", region="us-east-1", endpoint=ec2_server.url)
+    more = f", region: us-east-1, ec2: {ec2_block}"
+    return lambda name: Ec2Pool(entry("ec2", name, more), site, api=api)
 
 
 FAKE_SLURM = {
@@ -204,5 +214,5 @@ def test_an_example_launch_that_fails_leaves_nothing(slurm: Open, tmp_path: Path
 
 
 def test_a_kind_that_no_package_has_is_refused_by_name() -> None:
-    with pytest.raises(SpecError, match="the kinds of pools here are process"):
+    with pytest.raises(SpecError, match="the kinds of pools here are process, ec2"):
         entry("slurm", "spot")

@@ -101,7 +101,7 @@ MISTAKES = [  # the line as someone wrote it, where the mistake is, what is said
     ('head: {cpus: "2"}', "5:14", "whole number without quotes", "head: {cpus: 2}"),
     ("head: {cpus: 2.0}", "5:14", "whole number without quotes", "head: {cpus: 2}"),
     ("head: {cpus: -1}", "5:14", "0 or more is meant", "head: {cpus: 0}"),
-    ("    kind: proces", "8:11", "the kinds of pools here are process", "kind: process"),
+    ("    kind: proces", "8:11", "the kinds of pools here are process, ec2", "kind: process"),
     ("    market: onprem", "9:13", "one of on-prem, spot, on-demand", "market: on-prem"),
     ("    zone: 1", "11:11", "needs quotes", 'zone: "1"'),
     ("    zone: rack 1", "11:11", "letters, digits and . _ -", "zone: rack-1"),
@@ -138,7 +138,7 @@ def test_a_mistake_names_its_place_and_the_line_that_helps(
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
-        ("kind: ssh", "the kinds of pools here are process"),
+        ("kind: ssh", "the kinds of pools here are process, ec2"),
         ("market: reserved", "one of on-prem, spot, on-demand"),
         ("price: 0.35 EUR/h", "a number with USD/h"),
         ("price: 8.4 USD/day", "a number with USD/h"),
@@ -302,3 +302,42 @@ def test_the_default_file_is_the_one_under_cluster_configs() -> None:
         60.0,
         20.0,
     )
+
+
+EC2 = """
+name: burst
+object_store: {uri: s3://bucket}
+pools:
+  - name: spot
+    kind: ec2
+    market: spot
+    region: us-east-1
+    shape: {cpus: 2, memory: 8GiB}
+    hosts: {max: 4}
+    ec2: {types: [m6i.large], image: ami-1, subnets: [subnet-1]}
+"""
+
+
+def test_a_pool_of_ec2_has_its_block() -> None:
+    ec2 = FleetSpec.parse(EC2).pool("spot").ec2
+    assert ec2 is not None
+    assert (ec2.types, ec2.subnets, ec2.key) == (("m6i.large",), ("subnet-1",), None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("    ec2: {", "    # {", "needs a block ec2: {types:"),
+        ("    region: us-east-1\n", "", "needs its region"),
+        ("market: spot", "market: on-prem", "bought on spot or on-demand"),
+        ("{uri: s3://bucket}", "{kind: embedded}", "cannot reach a store on this machine"),
+        ("kind: ec2", "kind: process", "only pools of kind ec2 have this block"),
+        ("types: [m6i.large]", "types: []", "a list of instance types, one or more"),
+        ("types: [m6i.large]", "types: m6i.large", "a list of instance types, one or more"),
+        ("subnets:", "subnet:", "the nearest is subnets"),
+    ],
+)
+def test_a_pool_of_ec2_is_told_what_it_lacks(old: str, new: str, says: str) -> None:
+    text = EC2.replace(old, new)
+    assert text != EC2
+    assert says in refusal(text)

@@ -52,4 +52,10 @@ def _process(spec: PoolSpec, site: PoolSite) -> Pool:
     return ProcessPool(spec, fleet_dir=site.folder, subnet=site.subnet, clock=site.clock)
 
 
-_OWN: dict[str, Callable[[PoolSpec, PoolSite], Pool]] = {"process": _process}
+def _ec2(spec: PoolSpec, site: PoolSite) -> Pool:
+    from rayburst.fleet.pools.ec2 import Ec2Pool  # it loads boto3
+
+    return Ec2Pool(spec, site)
+
+
+_OWN: dict[str, Callable[[PoolSpec, PoolSite], Pool]] = {"process": _process, "ec2": _ec2}

@@ -1,0 +1,86 @@
+"""What single kinds of pools need in a fleet file, beside what all pools have. Pure.
+
+Each kind has a block of its own name (`ec2: {...}`). Deliberately does not know: pools of other
+packages, which have `options`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from rayburst.fleet import fields
+from rayburst.fleet.problems import Find, wrong
+
+EC2_EXAMPLE = "{types: [m6i.xlarge], image: ami-0123456789abcdef0, subnets: [subnet-0123abcd]}"
+
+
+class Part(BaseModel):
+    """A part of a fleet file: frozen, every key known."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True
+    )
+
+
+def _words(what: str, example: str) -> BeforeValidator:
+    def check(given: object) -> object:
+        words = given if isinstance(given, list | tuple) else ()
+        if not words or not all(isinstance(word, str) and word for word in words):
+            raise wrong(f"a list of {what}, one or more, is meant", f"[{example}]")
+        return given
+
+    return BeforeValidator(check)
+
+
+def _one_or_more(what: str, example: str) -> Any:
+    schema = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+    return (_words(what, example), WithJsonSchema({**schema, "examples": [f"[{example}]"]}))
+
+
+class Ec2Spec(Part):
+    """How hosts of a pool of kind ec2 are launched."""
+
+    types: Annotated[tuple[str, ...], *_one_or_more("instance types", "m6i.xlarge, m6a.xlarge")] = (
+        Field(description="instance types; each has what `shape` says, or more")
+    )
+    image: fields.Label = Field(
+        description="machine image with Python and rayburst", examples=["ami-0123456789abcdef0"]
+    )
+    subnets: Annotated[tuple[str, ...], *_one_or_more("subnets", "subnet-0123abcd")] = Field(
+        description="subnets, at most one a zone; they say in which zones hosts may be"
+    )
+    security_groups: tuple[fields.Label, ...] = Field(
+        default=(), description="security groups of every host", examples=["[sg-0123abcd]"]
+    )
+    key: fields.Label | None = Field(
+        default=None, description="EC2 key pair for SSH", examples=["rayburst"]
+    )
+    profile: fields.Label | None = Field(
+        default=None, description="instance profile: what hosts may do", examples=["rayburst-node"]
+    )
+    endpoint: fields.Endpoint | None = Field(
+        default=None, description="server of the EC2 API, where it is not AWS"
+    )
+
+
+def kind_finds(data: Mapping[str, Any], index: int, pool: Mapping[str, Any]) -> Iterator[Find]:
+    """What a pool's kind needs and does not find in a fleet file. Bears data of any form."""
+    if pool.get("ec2") and pool.get("kind") != "ec2":
+        yield ("pools", index, "ec2"), "only pools of kind ec2 have this block", None
+    if pool.get("kind") != "ec2":
+        return
+    at = ("pools", index, "kind")
+    if not pool.get("ec2"):
+        yield at, f"a pool of this kind needs a block ec2: {EC2_EXAMPLE}", None
+    if not pool.get("region"):
+        yield at, "a pool of this kind needs its region: us-east-1", None
+    if pool.get("market") == "on-prem":
+        why = "hosts of EC2 are bought on spot or on-demand"
+        yield ("pools", index, "market"), why, "spot"
+    store = data.get("object_store")
+    if isinstance(store, dict) and store.get("kind") == "embedded":
+        why = "hosts of EC2 cannot reach a store on this machine's loopback"
+        yield ("object_store", "kind"), f"{why}; name a bucket: {{uri: s3://my-bucket}}", None
