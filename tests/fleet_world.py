@@ -107,6 +107,8 @@ class World:
     tenants: dict[str, Tenant] = field(default_factory=dict)
     tick_s: float = 5.0
     start_s: float = 20.0
+    launch_s: float = 0.0
+    """From a plan's launch to the host's record: until then it is promised."""
     drain_s: float = 20.0
     budget_usd: float | None = None
     span_any: bool = False
@@ -119,6 +121,8 @@ class World:
     log: list[tuple[float, str, str]] = field(default_factory=list)
     failed: dict[str, float] = field(default_factory=dict)
     taken: dict[str, float] = field(default_factory=dict)
+    promised: list[tuple[float, str]] = field(default_factory=list)
+    """When a host of a pool will be on record."""
     policy: DeadlinePolicy = field(default_factory=DeadlinePolicy)
     _count: int = 0
 
@@ -130,6 +134,7 @@ class World:
 
     def step(self) -> Plan:
         self._market()
+        self._deliver()
         plan = plan_fleet(self.view(), self.demand(), policy=self.policy, span_any=self.span_any)
         self._check(plan)
         self.plans.append(plan)
@@ -146,6 +151,7 @@ class World:
                 failed_at=self.failed.get(p.name),
                 failed_why="no capacity" if p.name in self.failed else "",
                 interrupted_at=self.taken.get(p.name),
+                promised=sum(name == p.name for _, name in self.promised),
             )
             for p in self.pools
         ]
@@ -229,7 +235,14 @@ class World:
         if self.dry(name, self.now):
             self.failed[name] = self.now
             return
-        for _ in range(count):
+        self.promised += [(self.now + self.launch_s, name)] * count
+        if self.launch_s == 0:
+            self._deliver()
+
+    def _deliver(self) -> None:
+        due = [name for at, name in self.promised if at <= self.now]
+        self.promised = [one for one in self.promised if one[0] > self.now]
+        for name in due:
             host = f"{name}-{self._count:04d}"
             self._count += 1
             self.hosts[host] = Host(name, self.now, self.now + self.start_s, idle_since=self.now)

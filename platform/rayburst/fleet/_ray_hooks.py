@@ -191,6 +191,7 @@ def _request(raw: Any, kind: RequestKind, gang: str = "") -> Request:
             for rule in rules
         ),
         apart=gang if apart else "",
+        in_gang=bool(gang),
     )
 
 

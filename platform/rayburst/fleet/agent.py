@@ -31,6 +31,7 @@ from rayburst.fleet.files import read_json, write_atomically
 from rayburst.fleet.layout import FleetDir
 from rayburst.fleet.monitor import MonitorKeeper
 from rayburst.fleet.observer import Failure, events_of, fleet_view, new_tags
+from rayburst.fleet.openings import Opening, write_openings
 from rayburst.fleet.outlook import Outlook
 from rayburst.fleet.packing import RequestKind
 from rayburst.fleet.planner import plan_fleet
@@ -67,6 +68,7 @@ class Agent:
         self._clock = clock
         self._journalled: dict[str, NodeEvent] = {}
         self._past: list[NodeEvent] | None = None
+        self._openings: dict[str, Opening] = {}
         self._promises = Promises()
         self._desk = Desk(gcs, decisions, self._spec)
         self._policy = DeadlinePolicy()
@@ -87,7 +89,7 @@ class Agent:
         self._journal(hosts)
         plan = self._plan(hosts, ray, now) if ray is not None else None
         if plan is not None and ray is not None:
-            self._write_caps(plan)
+            self._write_caps(plan, hosts)
             self._release(plan, ray, now)
             self._drain(plan, now)
         self._log.flush()
@@ -187,7 +189,17 @@ class Agent:
                 found[pool] = Failure(**raw)
         return found
 
-    def _write_caps(self, plan: Plan) -> None:
+    def _write_caps(self, plan: Plan, hosts: list[Host]) -> None:
+        seen: dict[str, list[str]] = {name: [] for name in plan.caps}
+        for host in hosts:
+            seen[host.pool].append(host.id)
+        openings = {
+            name: Opening(more=caps.more, seen=tuple(seen[name]))
+            for name, caps in plan.caps.items()
+        }
+        if openings != self._openings:
+            write_openings(self._fleet, openings)
+            self._openings = openings
         text = to_yaml(ray_config(self._spec, caps=plan.caps, fleet_dir=self._fleet.path))
         file = self._fleet.autoscaling_file
         if not file.exists() or file.read_text() != text:

@@ -35,6 +35,9 @@ def grant_jobs(
     for job in jobs:
         if job.grant is not None:
             supply.hold(job.id, (*job.grant.hosts, *job.grant.coming))
+    for job in jobs:
+        if job.grant is not None:
+            supply.keep(job.id, job.grant.pools)
     supply.settle()
     shares = Shares(_totals(supply.view), demand.tenants)
     purse = Purse(supply, demand.tenants, jobs)
@@ -47,7 +50,9 @@ def grant_jobs(
             stakes[job.id] = stake
     _grow(stakes.values(), supply, shares, purse)
     make_room(list(stakes.values()), supply, shares)
-    return _settled(stakes.values(), supply, shares, purse)
+    settled = _settled(stakes.values(), supply, shares, purse)
+    supply.unsettle()
+    return settled
 
 
 def _settled(
@@ -60,7 +65,9 @@ def _settled(
         for stock in supply.order
     )
     for stake in stakes:
-        if has_home and (home := homeward(stake)) is not None:
+        home = homeward(stake) if has_home else None
+        if home is not None and purse.affords(stake.job, home.pools):
+            supply.take_back(stake.job.id)
             stake.pools.clear()
             stake.wish = home
             _give(stake, supply, shares, purse)
@@ -123,10 +130,13 @@ def _grow(stakes: Iterable[Stake], supply: Supply, shares: Shares, purse: Purse)
     for job in turns:
         stake = hungry[job.id]
         stock = _next_pool(stake, purse)
-        if stock is None or not supply.add(stock, 1, job.id):
+        if stock is None:
             continue
         name, needs = stock.view.name, stake.site.ask.resources
-        stake.pools[name] = stake.pools.get(name, 0) + 1
+        has = stake.pools.get(name, 0)
+        if len(stake.site.holds.get(name, ())) <= has and not supply.add(stock, 1, job.id):
+            continue
+        stake.pools[name] = has + 1
         purse.spend(job, {name: 1})
         shares.add(job.terms.tenant, needs, supply.fit(name, needs))
         if stake.workers < stake.wish.size:
@@ -139,10 +149,7 @@ def _next_pool(stake: Stake, purse: Purse) -> PoolStock | None:
         return None
     markets = ALLOWED[stake.job.terms.market]
     for stock, _ in site.domains[stake.wish.domain]:
-        held = len(site.holds.get(stock.view.name, ()))
-        room = site.supply.could(stock, stake.job.id) > max(
-            held, stake.pools.get(stock.view.name, 0)
-        )
+        room = site.supply.could(stock, stake.job.id) > stake.pools.get(stock.view.name, 0)
         if room and stock.view.market in markets and purse.affords(stake.job, {stock.view.name: 1}):
             return stock
     return None

@@ -6,6 +6,7 @@ A fleet is a folder `.rayburst/NAME/` beside the place where `up` was called:
     state.json        addresses and ports; written before anything is started
     token             Ray's token, 0600            store.json   object store credentials, 0600
     autoscaling.yaml  the caps that Ray's autoscaler reads; rewritten by the agent
+    openings.json     how many more hosts of each pool the provider may launch
     agent.json        what the agent saw and decided last
     hosts/ID/         one folder a process host     spool/       events that wait for the object
     store logs/  store/     logs; data of the embedded object store
@@ -88,6 +89,10 @@ class FleetDir:
     @property
     def autoscaling_file(self) -> Path:
         return self.path / "autoscaling.yaml"
+
+    @property
+    def openings_file(self) -> Path:
+        return self.path / "openings.json"
 
     @property
     def agent_file(self) -> Path:

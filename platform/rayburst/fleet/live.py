@@ -28,6 +28,10 @@ TICK_S = 15.0
 """The longest time from a change in the fleet to a decision that knows of it: a dead node's 5 s,
 the agent's second, the trainer's ask, a busy machine."""
 
+REPAYS = 2.0
+"""How many times its cost a move or a smaller size must save, so that a wrong guess costs little.
+"""
+
 ALLOWED = {
     MarketPolicy.AUTO: USUAL,
     MarketPolicy.ON_PREM: HOME,
@@ -50,7 +54,7 @@ def prior() -> Hazards:
 
 def wish_for(site: Site, policy: DeadlinePolicy, *, left_usd: float | None) -> Wish:
     """What a job should have now; `left_usd` is what it may still spend, drains reserved."""
-    terms, size = site.job.terms, wanted_workers(site.job, site.supply.view.now)
+    terms, size = site.job.terms, _size(site)
     if left_usd is not None and left_usd <= 0:
         wish = replace(NOTHING, why="its budget is spent", short_usd=max(-left_usd, 1e-4))
     elif (settled := site.settled(size, max(-spare_s(site, size), 0.0))) is not None:
@@ -63,6 +67,25 @@ def wish_for(site: Site, policy: DeadlinePolicy, *, left_usd: float | None) -> W
         wish = _by_deadline(site, size, policy, left_usd)
     late_s = max(wish.late_s, -spare_s(site, wish.workers or size), 0.0)
     return replace(wish, size=size, late_s=late_s)
+
+
+def _size(site: Site) -> int:
+    """The workers to aim at: another size than it has only where that repays the restart.
+
+    Larger must take more time off the work left than a restart costs, once the hosts are there (as
+    the trainer decides, `resizing.py`); smaller must save node-seconds.
+    """
+    wanted, has = wanted_workers(site.job, site.supply.view.now), site.workers
+    then, now = work_left_s(site.ask, wanted), work_left_s(site.ask, has)
+    if site.job.terms.deadline is not None or has < site.least or then is None or now is None:
+        return wanted
+    restart_s = changeover_s(site.ask) + (site.ask.checkpoint_s or 0.0)
+    if wanted > has:
+        waited_s = site.supply.slowest_start_s
+        pays = (now - waited_s) * (1 - then / now) > restart_s if now > 0 else False
+    else:
+        pays = has * now - wanted * then > REPAYS * wanted * restart_s
+    return wanted if pays else min(has, site.ask.most)
 
 
 def _usual(site: Site, size: int) -> Wish:

@@ -14,15 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from rayburst.fleet.jobs import JobView, changeover_s, work_left_s
-from rayburst.fleet.live import move_s, spare_s
+from rayburst.fleet.live import REPAYS, move_s, spare_s
 from rayburst.fleet.site import HOME, Site, Wish
 from rayburst.fleet.spec import Market
 from rayburst.fleet.supply import Supply
 from rayburst.fleet.view import Action, ActionKind, NodeState
 from rayburst.train.grants import Grant
-
-REPAYS = 2.0
-"""How many times its cost a move home must save, so that a wrong guess costs little."""
 
 
 @dataclass(slots=True)

@@ -42,12 +42,14 @@ class Request:
     Attributes:
         selector: all rules must accept the node's labels.
         apart: requests that share this name must be on different nodes.
+        in_gang: it is one bundle of a placement group.
     """
 
     resources: Mapping[str, float]
     kind: RequestKind = RequestKind.TASK
     selector: Sequence[LabelRule] = ()
     apart: str = ""
+    in_gang: bool = False
 
     @property
     def key(self) -> object:

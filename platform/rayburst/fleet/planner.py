@@ -77,20 +77,25 @@ def plan_fleet(
 
 
 def without_planned(requests: Sequence[Request], jobs: Sequence[JobView]) -> list[Request]:
-    """Standing requests less those of planned jobs: a trainer asks for its most, whatever it has.
+    """Requests less those of planned jobs: a trainer asks for its most, whatever it has.
 
-    Ray's requests name no job, so as many of a job's shape are taken out as it asks for.
+    Ray's requests name no job, so as many of a job's shape are taken out as it asks for: standing
+    ones, and the bundles of the group that a job with a grant is just starting.
     """
-    planned: Counter[object] = Counter()
+    standing: Counter[object] = Counter()
+    starting: Counter[object] = Counter()
     for job in jobs:
         if job.ask is not None:
-            planned[_shape(job.ask.resources)] += job.ask.most
-    if not planned:
+            standing[_shape(job.ask.resources)] += job.ask.most
+            if job.grant is not None and job.grant.hosts and not job.ask.hosts:
+                starting[_shape(job.ask.resources)] += job.ask.most
+    if not standing:
         return list(requests)
     left = []
     for request in requests:
         shape = _shape(request.resources)
-        if request.kind is RequestKind.FLOOR and planned[shape] > 0:
+        planned = standing if request.kind is RequestKind.FLOOR else starting
+        if planned[shape] > 0 and (request.kind is RequestKind.FLOOR or request.in_gang):
             planned[shape] -= 1
         else:
             left.append(request)
@@ -189,7 +194,7 @@ def _caps(view: FleetView, stock: PoolStock) -> Caps:
     least = min(pool.min_hosts, most)
     if pool.promised or stock.launches:
         least = max(least, wanted)
-    return Caps(min=least, max=wanted)
+    return Caps(min=least, max=wanted, more=max(wanted - counted, 0))
 
 
 def _seen_draining(node: NodeView, now: float) -> bool:

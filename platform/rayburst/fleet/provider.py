@@ -3,8 +3,8 @@
 Named in the autoscaling config as `provider: {type: external, module:
 rayburst.fleet.provider.HybridNodeProvider, fleet_dir: ...}`; Ray's autoscaler v2 wraps it in its
 NodeProviderAdapter and calls it from several threads. Which pools may launch is decided before, by
-the agent through the caps: a veto here would only be asked again at the next tick. Building one
-starts nothing, since `ray up` builds one on the user's machine too.
+the agent through the caps; what the autoscaler asks for before it has seen new caps is refused here
+(`openings.py`). Building one starts nothing, since `ray up` builds one on the user's machine too.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ray.autoscaler.tags import NODE_KIND_HEAD, TAG_RAY_NODE_KIND, TAG_RAY_USER_
 from rayburst.errors import PoolError
 from rayburst.fleet.files import write_atomically
 from rayburst.fleet.layout import FleetDir
+from rayburst.fleet.openings import admitted
 from rayburst.fleet.pools import open_pools
 from rayburst.fleet.pools.base import ENDED_BY_AUTOSCALER, Host, Pool
 
@@ -64,11 +65,12 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no an
         self, node_config: dict[str, Any], tags: dict[str, str], count: int
     ) -> dict[str, Any]:
         pool = self._pools[tags[TAG_RAY_USER_NODE_TYPE]]
-        try:
-            launched = pool.launch(count, tags=tags, why="pending work")
-        except PoolError as error:
-            record_failure(self._fleet, pool.name, at=time.time(), why=str(error))
-            raise
+        with admitted(self._fleet, pool, count):
+            try:
+                launched = pool.launch(count, tags=tags, why="pending work")
+            except PoolError as error:
+                record_failure(self._fleet, pool.name, at=time.time(), why=str(error))
+                raise
         return {host: {} for host in launched}
 
     def set_node_tags(self, node_id: str, tags: dict[str, str]) -> None:

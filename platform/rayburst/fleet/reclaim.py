@@ -125,6 +125,7 @@ def _yield_one(victim: Stake, pool: str, job: JobView, supply: Supply, shares: S
     if victim.workers < victim.site.least:  # a gang that cannot run holds nothing
         for name, count in victim.pools.items():
             victim.yields.update(supply.holds(victim.job.id).get(name, ())[:count])
+        supply.take_back(victim.job.id)
         victim.pools.clear()
     victim.pools = {name: count for name, count in victim.pools.items() if count}
     why = f"{pool} goes to job {job.id} of priority {job.terms.priority}, tenant {job.terms.tenant}"

@@ -10,7 +10,7 @@ answer again. Knows no deadline: that is `live.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rayburst.fleet.jobs import JobView
@@ -60,8 +60,21 @@ class Site:
         self.job, self.ask, self.supply = job, ask, supply
         self.least = max(ask.least, 1)
         self.span_any = span_any if job.terms.span_any is None else job.terms.span_any
-        self.holds = supply.holds(job.id)
         self.domains = supply.fitting(ask.resources, self.span_any)
+
+    @property
+    def holds(self) -> Mapping[str, Sequence[str]]:
+        """Pool -> the hosts it has, those that it was given in this plan included."""
+        return self.supply.holds(self.job.id)
+
+    @property
+    def workers(self) -> int:
+        """Workers that fit what it has: its hosts, and those that are on their way to it."""
+        granted = self.job.grant.pools if self.job.grant else {}
+        return sum(
+            self.supply.has(self.job.id, pool) * self.supply.fit(pool, self.ask.resources)
+            for pool in {*self.holds, *granted} & self.supply.pools.keys()
+        )
 
     def held_in(self, domain: str, markets: frozenset[Market]) -> int:
         """Workers that fit the hosts it holds in a domain."""

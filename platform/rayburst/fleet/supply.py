@@ -38,6 +38,8 @@ class PoolStock:
     leaving: list[str] = field(default_factory=list)
     """Hosts that a job still runs on though its grant no longer names them."""
     promised: int = 0
+    arriving: list[str] | None = None
+    """Launching hosts that nobody holds, once somebody asked for them."""
     launches: list[str] = field(default_factory=list)
     """For whom each new node is launched."""
 
@@ -60,6 +62,10 @@ class Supply:
         self.node: dict[str, NodeView] = {}
         self.held: dict[str, dict[str, list[str]]] = {}
         """Job -> pool -> hosts."""
+        self.coming: dict[str, dict[str, int]] = {}
+        """Job -> pool -> nodes it was given in this plan that are no hosts yet."""
+        self._kept: dict[str, dict[str, int]] = {}
+        """Job -> pool -> promised nodes that it was granted before, until it takes them."""
         self._holder: dict[str, str] = {}
         self._usd_per_hour = 0.0
         self._shortest_usd = 0.0
@@ -158,11 +164,43 @@ class Supply:
                 continue
             self._give(job, node.pool, host)
 
+    def keep(self, job: str, granted: Mapping[str, int]) -> None:
+        """After the `hold`s: hosts that were launched for a job's grant are its own as they come.
+
+        Otherwise a job that comes first in the next plan would take them, and this one ask again.
+        """
+        for pool in granted.keys() & self.pools.keys():
+            stock = self.pools[pool]
+            missing = granted[pool] - len(self.holds(job).get(pool, ()))
+            if missing > 0 and stock.arriving is None:
+                stock.arriving = [h for h in stock.free if self._is_new(h)]
+            while missing > 0 and stock.arriving:
+                self._give(job, pool, stock.arriving.pop())
+                missing -= 1
+            if kept := max(min(missing, stock.promised), 0):
+                stock.promised -= kept
+                self._kept.setdefault(job, {})[pool] = kept
+
+    def _is_new(self, host: str) -> bool:
+        return self.node[host].state is NodeState.LAUNCHING and host not in self._holder
+
     def settle(self) -> None:
-        """After the last `hold`: what is held is not free."""
+        """After the last `hold` and `keep`: what is held is not free."""
         for stock in self.pools.values():
             stock.free = [host for host in stock.free if host not in self._holder]
             stock.leaving = [host for host in stock.leaving if host not in self._holder]
+
+    def unsettle(self) -> None:
+        """After the last job: promised nodes that none of them took are for anybody."""
+        for pools in self._kept.values():
+            for pool, count in pools.items():
+                self.pools[pool].promised += count
+        self._kept.clear()
+
+    def has(self, job: str, pool: str) -> int:
+        """Hosts of a pool that a job has, and nodes on their way to it."""
+        coming = sum(by.get(job, {}).get(pool, 0) for by in (self._kept, self.coming))
+        return len(self.holds(job).get(pool, ())) + coming
 
     def holds(self, job: str) -> dict[str, list[str]]:
         """Pool -> hosts of a job."""
@@ -197,32 +235,53 @@ class Supply:
 
     def could(self, stock: PoolStock, job: str) -> int:
         """Nodes of a pool that a job could have at most: its own, free ones, launches."""
-        own = len(self.holds(job).get(stock.view.name, ()))
+        own = self.has(job, stock.view.name)
         room = stock.room if stock.view.max_hosts > len(stock.nodes) else 0
         can_launch = room if room > 0 and self.closed(stock.view) is None else 0
         return own + len(stock.free) + stock.promised + can_launch
 
     def add(self, stock: PoolStock, count: int, job: str) -> int:
         """Give a job up to `count` more nodes: free ones, those on their way, launches."""
+        pool, kept = stock.view.name, self._kept.get(job, {})
+        on_their_way = min(count, kept.get(pool, 0))
+        if on_their_way:
+            kept[pool] -= on_their_way
         given = 0
-        while given < count and stock.free:
-            self._give(job, stock.view.name, stock.free.pop())
+        while given + on_their_way < count and stock.free:
+            self._give(job, pool, stock.free.pop())
             given += 1
-        on_their_way = min(count - given, stock.promised)
-        stock.promised -= on_their_way
-        given += on_their_way
-        while given < count and self.launch(stock, f"job {job}"):
-            given += 1
-        return given
+        promised = min(count - given - on_their_way, stock.promised)
+        stock.promised -= promised
+        on_their_way += promised
+        while given + on_their_way < count and self.launch(stock, _for(job)):
+            on_their_way += 1
+        if on_their_way:
+            coming = self.coming.setdefault(job, {})
+            coming[pool] = coming.get(pool, 0) + on_their_way
+        return given + on_their_way
+
+    def take_back(self, job: str) -> None:
+        """Undo what a job was given that is no host yet; hosts it keeps."""
+        for pool, count in self.coming.pop(job, {}).items():
+            stock = self.pools[pool]
+            for _ in range(count):
+                if _for(job) in stock.launches:
+                    stock.launches.remove(_for(job))
+                    self._count_launch(stock, -1)
+                else:
+                    stock.promised += 1
 
     def launch(self, stock: PoolStock, for_whom: str) -> bool:
         """Note one more node to launch; False when the pool is full or closed."""
         if stock.room <= 0 or self.closed(stock.view) is not None:
             return False
         stock.launches.append(for_whom)
-        self._usd_per_hour += stock.price
-        self._shortest_usd += stock.price * stock.view.shortest_paid_s / 3600
+        self._count_launch(stock, 1)
         return True
+
+    def _count_launch(self, stock: PoolStock, count: int) -> None:
+        self._usd_per_hour += count * stock.price
+        self._shortest_usd += count * stock.price * stock.view.shortest_paid_s / 3600
 
     def _give(self, job: str, pool: str, host: str) -> None:
         self._holder[host] = job
@@ -233,6 +292,10 @@ class Supply:
             pools[pool].append(host)
         else:
             pools[pool] = [host]
+
+
+def _for(job: str) -> str:
+    return f"job {job}"
 
 
 def times(has: Mapping[str, float], needs: Mapping[str, float]) -> int:

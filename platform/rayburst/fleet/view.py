@@ -122,10 +122,11 @@ class Demand:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caps:
-    """What the autoscaler may have of one node type."""
+    """What the autoscaler may have of one node type; `more` of it are not hosts yet."""
 
     min: int
     max: int
+    more: int = 0
 
 
 class ActionKind(StrEnum):

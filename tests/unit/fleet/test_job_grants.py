@@ -43,6 +43,18 @@ def test_a_gang_stays_in_one_domain_unless_it_may_span():
     assert len(w.held("a")) == 4
 
 
+def test_a_job_of_four_asks_for_four_hosts_and_fills_its_own_machines_first():
+    job = WorldJob("a", steps=1e4, most=4)
+    w = world(job, pools=[replace(p, max_hosts=2) for p in POOLS], span_any=True, launch_s=5.0)
+    first = w.step()
+    assert {name: caps.max for name, caps in first.caps.items() if caps.max} == {
+        "rack": 2,
+        "spot-a": 2,
+    }
+    w.run(200)
+    assert [what for _, what, _ in w.log] == ["launched"] * 4
+
+
 def test_a_gang_that_fits_no_domain_queues_with_its_reason():
     w = world(WorldJob("a", steps=10, least=3, most=3))
     plan = w.step()

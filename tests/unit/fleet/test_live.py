@@ -10,7 +10,7 @@ from fleet_world import CPU, pool
 from rayburst.fleet.deadline import DeadlinePolicy
 from rayburst.fleet.job_state import JobMarketState, Runs, ZoneNow
 from rayburst.fleet.jobs import JobView, Terms
-from rayburst.fleet.live import TICK_S, market_state, prior, wish_for
+from rayburst.fleet.live import REPAYS, TICK_S, market_state, prior, wish_for
 from rayburst.fleet.outlook import EVERY_S, Outlook
 from rayburst.fleet.site import Site
 from rayburst.fleet.spec import Market
@@ -118,3 +118,31 @@ def test_an_outlook_learns_from_what_happens_to_pools():
     assert rates["b"].age_s < 11 * 60
     assert outlook.together is not None
     assert Outlook([]).rates() == {}
+
+
+def elastic(holds: int, *, left_s: float, speeds: dict[int, float]) -> Site:
+    """A job of one to four workers without a deadline; `left_s` at one step a second."""
+    hosts = tuple(f"spot-a-{number}" for number in range(holds))
+    there = site(replace(SPOT, start_s=30.0), hosts=hosts)
+    ask = replace(there.ask, least=1, most=4, steps_left=int(left_s), speeds=speeds)
+    job = replace(there.job, terms=Terms(), ask=ask)
+    return Site(job, ask, there.supply, span_any=True)
+
+
+def test_no_host_is_asked_for_by_work_that_ends_before_it_pays():
+    """Work ends in 110 s on three; a fourth is there in 30 s and costs a restart of 60 s."""
+    even = {3: 3.0}
+    assert wish(elastic(3, left_s=330, speeds=even)).workers == 3
+    assert wish(elastic(3, left_s=3300, speeds=even)).workers == 4
+    assert wish(elastic(0, left_s=330, speeds=even)).workers == 4, "a start asks for its size"
+
+
+def test_a_size_that_saves_less_than_the_restart_is_not_taken():
+    """Four are no faster than three: leaving one saves its seconds and costs a restart of three."""
+    flat = {3: 1.0, 4: 1.0}
+    assert wish(elastic(4, left_s=60 * 3 * REPAYS - 1, speeds=flat)).workers == 4
+    assert wish(elastic(4, left_s=60 * 3 * REPAYS + 1, speeds=flat)).workers == 3
+
+
+def wish(there: Site):
+    return wish_for(there, DeadlinePolicy(), left_usd=None)

@@ -98,6 +98,22 @@ def test_nothing_comes_and_goes_while_nothing_changes(pools, jobs, span):
 
 
 @settings(max_examples=40)
+@given(pools, jobs(urgent=False), st.booleans(), st.sampled_from([0.0, 5.0, 15.0]))
+def test_no_more_hosts_are_asked_for_than_the_jobs_can_use(pools, jobs, span, launch_s):
+    """Jobs without an end that were all there at the start: every host asked for stays in use."""
+    for job in jobs.values():
+        job.steps, job.submitted_at, job.measured = 1e9, 0.0, True
+        job.terms = replace(job.terms, budget_usd=None)
+    world = World(
+        pools, jobs, span_any=span, policy=POLICY, start_s=START_S, launch_s=launch_s
+    ).run(300)
+    launched = [host for _, what, host in world.log if what == "launched"]
+    assert len(launched) <= sum(job.most for job in jobs.values())
+    assert len(launched) == len(world.log), "none was given back"
+    assert {h for job in jobs.values() for h in job.grant.hosts} == set(launched)
+
+
+@settings(max_examples=40)
 @given(st.integers(100, 3000), st.floats(1.3, 3.0), droughts, st.integers(0, 1), st.booleans())
 def test_a_deadline_that_can_be_met_is_met_whatever_the_market_does(
     work_s, slack, droughts, home, measured

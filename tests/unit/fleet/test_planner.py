@@ -7,8 +7,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayburst.fleet.jobs import JobView
 from rayburst.fleet.packing import LabelRule, Request, RequestKind
-from rayburst.fleet.planner import DRAIN_VISIBLE_S, plan_fleet
+from rayburst.fleet.planner import DRAIN_VISIBLE_S, plan_fleet, without_planned
 from rayburst.fleet.spec import Market
 from rayburst.fleet.supply import BUDGET_LAG_S, POOL_COOLDOWN_S
 from rayburst.fleet.view import (
@@ -20,6 +21,7 @@ from rayburst.fleet.view import (
     NodeView,
     PoolView,
 )
+from rayburst.train.grants import Ask, Grant
 
 NOW = 1_000.0
 CPU = Request(resources={"CPU": 1})
@@ -160,7 +162,7 @@ def test_idle_hosts_are_given_back_but_not_those_that_something_needs():
 
 def test_min_hosts_are_launched_and_never_given_back():
     pools = (pool("rack", Market.ON_PREM, 0.35, most=3, least=1),)
-    assert plan_fleet(view(pools=pools), Demand()).caps == {"rack": Caps(min=1, max=1)}
+    assert plan_fleet(view(pools=pools), Demand()).caps == {"rack": Caps(min=1, max=1, more=1)}
     plan = plan_fleet(view(node("rack-1", idle_s=999), pools=pools), Demand())
     assert plan.actions == ()
 
@@ -264,3 +266,19 @@ def test_granting_what_was_asked_for_ends_the_asking(nodes, requests):
     ]
     again = plan_fleet(view(*nodes, *new), Demand(requests=requests))
     assert not [a for a in again.actions if a.kind is ActionKind.LAUNCH]
+
+
+def test_the_group_that_a_granted_job_is_starting_opens_nothing():
+    """Its bundles are pending for a moment, its standing request for as long as it runs."""
+    gang = [replace(CPU, in_gang=True)] * 4
+    standing = [replace(CPU, kind=RequestKind.FLOOR)] * 4
+    hosts = ("rack-1", "rack-2")
+    ask = Ask(t=NOW, run="r", least=1, most=4, resources={"CPU": 1.0})
+    job = JobView(id="j", submitted_at=NOW, ask=ask, grant=Grant(hosts=hosts))
+    fleet = view(*[node(host) for host in hosts], pools=POOLS[3:])
+    assert without_planned([*gang, *standing], [job]) == []
+    assert without_planned([*gang, CPU], [job]) == [CPU], "a task of its shape is another's"
+    running = replace(job, ask=replace(ask, hosts=hosts))
+    assert without_planned([*gang, *standing], [running]) == gang, "so is a group while it runs"
+    plan = plan_fleet(fleet, Demand(requests=[*gang, *standing], jobs=[job]))
+    assert plan.caps["rack"].more == 0

@@ -13,6 +13,7 @@ from rayburst.fleet import provider as module
 from rayburst.fleet._ray_hooks import RayView
 from rayburst.fleet.layout import FleetDir
 from rayburst.fleet.observer import Failure, fleet_view
+from rayburst.fleet.openings import Opening, write_openings
 from rayburst.fleet.packing import Request
 from rayburst.fleet.planner import plan_fleet
 from rayburst.fleet.pools.fake import FakePool
@@ -89,6 +90,32 @@ def test_a_failed_launch_opens_the_next_pool_in_the_next_plan(provider, pool, tm
     second = plan(time.time())
     assert (second.caps["rack"].max, second.caps["spot"].max) == (1, 1)
     assert plan(time.time() + POOL_COOLDOWN_S).caps["rack"].max == 2
+
+
+def test_a_host_that_goes_is_not_replaced_before_a_plan_says_so(provider, pool, tmp_path):
+    (first,) = provider.create_node({}, tags("req-1"), 1)
+    fleet = FleetDir(tmp_path)
+    write_openings(fleet, {"rack": Opening(more=0, seen=(first,))})
+    provider.terminate_node(first)
+    with pytest.raises(PoolError, match="no plan granted"):
+        provider.create_node({}, tags("req-2"), 1)
+    assert len(pool.hosts()) == 1
+    assert not (tmp_path / "failures").exists(), "the market has not failed"
+
+
+def test_no_more_hosts_follow_than_were_granted_however_often_it_is_asked(tmp_path, monkeypatch):
+    pool = FakePool(SPEC.pool("rack"), clock=lambda: 50.0)
+    monkeypatch.setattr(module, "open_pools", lambda fleet: {"rack": pool})
+    provider = module.HybridNodeProvider({"fleet_dir": str(tmp_path)}, "test")
+    write_openings(FleetDir(tmp_path), {"rack": Opening(more=1, seen=())})
+    with pytest.raises(PoolError, match="2 host"):
+        provider.create_node({}, tags("req-1"), 2)
+    (host,) = provider.create_node({}, tags("req-2"), 1)
+    with pytest.raises(PoolError, match="1 host"):
+        provider.create_node({}, tags("req-3"), 1)
+    provider.terminate_node(host)  # gone before any plan has seen it: its opening is used up
+    with pytest.raises(PoolError, match="1 host"):
+        provider.create_node({}, tags("req-4"), 1)
 
 
 def test_terminating_twice_and_the_unknown_is_no_error(provider, pool):
