@@ -99,10 +99,12 @@ def _give(stake: Stake, supply: Supply, shares: Shares, purse: Purse) -> None:
     kept = {p: min(n, holds[p]) for p, n in wish.pools.items() if p in holds}
     needs = dict(wish.pools)
     if not _must_be_whole(stake.job) and wish.domain is not None:
-        held = sum(n * supply.fit(pool, site.ask.resources) for pool, n in kept.items())
+        held = sum(n * site.fits[pool] for pool, n in kept.items())
         markets = frozenset(supply.pools[pool].view.market for pool in wish.pools)
-        least = site.fill(wish.domain, stake.least, markets)
-        needs = kept if held >= stake.least else dict(least.pools)
+        if held >= stake.least:
+            needs = kept
+        else:
+            needs = dict(site.fill(wish.domain, stake.least, markets).pools)
     more = {pool: count - kept.get(pool, 0) for pool, count in needs.items()}
     if purse.affords(stake.job, more):
         for pool, count in more.items():
@@ -138,7 +140,7 @@ def _grow(stakes: Iterable[Stake], supply: Supply, shares: Shares, purse: Purse)
             continue
         stake.pools[name] = has + 1
         purse.spend(job, {name: 1})
-        shares.add(job.terms.tenant, needs, supply.fit(name, needs))
+        shares.add(job.terms.tenant, needs, stake.site.fits[name])
         if stake.workers < stake.wish.size:
             turns.again(job)
 
@@ -147,12 +149,18 @@ def _next_pool(stake: Stake, purse: Purse) -> PoolStock | None:
     site = stake.site
     if stake.wish.domain is None:
         return None
-    markets = ALLOWED[stake.job.terms.market]
+    markets, job = ALLOWED[stake.job.terms.market], stake.job.id
+    more: PoolStock | None = None
     for stock, _ in site.domains[stake.wish.domain]:
-        room = site.supply.could(stock, stake.job.id) > stake.pools.get(stock.view.name, 0)
-        if room and stock.view.market in markets and purse.affords(stake.job, {stock.view.name: 1}):
-            return stock
-    return None
+        name = stock.view.name
+        given = stake.pools.get(name, 0)
+        if stock.view.market not in markets or not purse.affords(stake.job, {name: 1}):
+            continue
+        if site.supply.has(job, name) > given:
+            return stock  # what it has, and what is on its way to it, before anything new
+        if more is None and site.supply.could(stock, job) > given:
+            more = stock
+    return more
 
 
 def _totals(view: FleetView) -> dict[str, float]:

@@ -18,6 +18,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -57,16 +58,21 @@ class Hazards:
 
     def expected_up_s(self, age_s: float) -> float:
         """Mean time that an up run of this age still lasts, in seconds."""
-        first, left, alive = age_bin(age_s), 0.0, 1.0
-        for index in range(first, BINS):
-            rate = self.up[index]
-            if index == BINS - 1:
-                return left + alive / rate
-            width = AGE_EDGES_S[index + 1] - max(age_s, AGE_EDGES_S[index])
-            stays = math.exp(-rate * width)
-            left += alive * (1.0 - stays) / rate
-            alive *= stays
-        return left
+        return _expected_up_s(self.up, age_s)
+
+
+@lru_cache(maxsize=4096)  # the jobs of one plan ask the same of the same zones
+def _expected_up_s(up: tuple[float, ...], age_s: float) -> float:
+    first, left, alive = age_bin(age_s), 0.0, 1.0
+    for index in range(first, BINS):
+        rate = up[index]
+        if index == BINS - 1:
+            return left + alive / rate
+        width = AGE_EDGES_S[index + 1] - max(age_s, AGE_EDGES_S[index])
+        stays = math.exp(-rate * width)
+        left += alive * (1.0 - stays) / rate
+        alive *= stays
+    return left
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

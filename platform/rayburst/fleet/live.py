@@ -76,6 +76,8 @@ def _size(site: Site) -> int:
     the trainer decides, `resizing.py`); smaller must save node-seconds.
     """
     wanted, has = wanted_workers(site.job, site.supply.view.now), site.workers
+    if wanted == has:
+        return wanted
     then, now = work_left_s(site.ask, wanted), work_left_s(site.ask, has)
     if site.job.terms.deadline is not None or has < site.least or then is None or now is None:
         return wanted

@@ -43,8 +43,8 @@ class Stake:
 
     @property
     def workers(self) -> int:
-        supply, needs = self.site.supply, self.site.ask.resources
-        return sum([n * supply.fit(pool, needs) for pool, n in self.pools.items()])
+        fits = self.site.fits
+        return sum([n * fits[pool] for pool, n in self.pools.items()])
 
 
 def change_over(stake: Stake, supply: Supply) -> tuple[Grant, list[Action]]:

@@ -101,7 +101,7 @@ def _spare(
 ) -> list[str]:
     """Pools of hosts that a victim can spare, one entry a host."""
     gone = [pool for who, pool in plan if who is victim]
-    fit = {pool: supply.fit(pool, victim.site.ask.resources) for pool in victim.pools}
+    fit = victim.site.fits
     workers = victim.workers - sum(fit[pool] for pool in gone)
     spare = []
     for pool, count in victim.pools.items():
@@ -120,7 +120,7 @@ def _yield_one(victim: Stake, pool: str, job: JobView, supply: Supply, shares: S
     hosts = supply.holds(victim.job.id)[pool]
     if victim.pools[pool] < len(hosts):
         victim.yields.add(hosts[victim.pools[pool]])
-    fit = supply.fit(pool, victim.site.ask.resources)
+    fit = victim.site.fits[pool]
     shares.add(victim.job.terms.tenant, victim.site.ask.resources, -fit)
     if victim.workers < victim.site.least:  # a gang that cannot run holds nothing
         for name, count in victim.pools.items():

@@ -60,6 +60,8 @@ class Site:
         self.job, self.ask, self.supply = job, ask, supply
         self.least = max(ask.least, 1)
         self.span_any = span_any if job.terms.span_any is None else job.terms.span_any
+        self.shape = supply.shape(ask.resources)
+        self.fits = supply.fits(ask.resources)
         self.domains = supply.fitting(ask.resources, self.span_any)
 
     @property
@@ -70,18 +72,14 @@ class Site:
     @property
     def workers(self) -> int:
         """Workers that fit what it has: its hosts, and those that are on their way to it."""
-        granted = self.job.grant.pools if self.job.grant else {}
-        return sum(
-            self.supply.has(self.job.id, pool) * self.supply.fit(pool, self.ask.resources)
-            for pool in {*self.holds, *granted} & self.supply.pools.keys()
-        )
+        return sum([count * self.fits[pool] for pool, count in self.supply.has_of(self.job.id)])
 
     def held_in(self, domain: str, markets: frozenset[Market]) -> int:
-        """Workers that fit the hosts it holds in a domain."""
-        if not self.holds:
+        """Workers that fit what it has in a domain."""
+        if self.supply.has_nothing(self.job.id):
             return 0
         return sum(
-            len(self.holds.get(stock.view.name, ())) * fit
+            self.supply.has(self.job.id, stock.view.name) * fit
             for stock, fit in self.domains.get(domain, ())
             if stock.view.market in markets
         )
@@ -92,7 +90,7 @@ class Site:
         smallest = size
         for pool, hosts in self.holds.items():
             stock = self.supply.pools[pool]
-            fit = self.supply.fit(pool, self.ask.resources)
+            fit = self.fits[pool]
             if stock.view.market is Market.ON_DEMAND:
                 return None
             domains.add("" if self.span_any else stock.view.domain)
@@ -113,13 +111,25 @@ class Site:
         )
 
     def fill(self, domain: str, workers: int, markets: frozenset[Market]) -> Wish:
-        """Nodes of one domain for up to so many workers: those that it holds, then by rank."""
+        """Nodes of one domain for up to so many workers: those that it has, then by rank."""
+        if not self.supply.has_nothing(self.job.id):
+            return self._fill(domain, workers, markets)
+        key = (domain, workers, markets, self.shape, self.span_any)
+        state = self.supply.state_of(domain)
+        offer = self.supply.offers.get(key)
+        if offer is None or offer[0] != state:
+            offer = (state, self._fill(domain, workers, markets))
+            self.supply.offers[key] = offer
+        wish: Wish = offer[1]
+        return wish
+
+    def _fill(self, domain: str, workers: int, markets: frozenset[Market]) -> Wish:
         usable = [one for one in self.domains[domain] if one[0].view.market in markets]
         pools: dict[str, int] = {}
         got = 0
-        if self.holds:
+        if not self.supply.has_nothing(self.job.id):
             for stock, fit in usable:
-                own = len(self.holds.get(stock.view.name, ()))
+                own = self.supply.has(self.job.id, stock.view.name)
                 if own and got < workers:
                     pools[stock.view.name] = min(own, math.ceil((workers - got) / fit))
                     got += pools[stock.view.name] * fit
@@ -143,8 +153,8 @@ class Site:
         for domain in lives:
             if (wish := self.fill(domain, workers, markets)).workers >= self.least:
                 return wish
-        question = (self.least, self.supply.shape(self.ask.resources), markets, self.span_any)
-        owns = any(self.supply.pools[pool].view.market in markets for pool in self.holds)
+        question = (self.least, self.shape, markets, self.span_any)
+        owns = not self.supply.has_nothing(self.job.id)
         if not owns and question in self.supply.in_vain:
             return NOTHING
         found, looked = NOTHING, 0
@@ -161,8 +171,9 @@ class Site:
         return found
 
     def lives_in(self) -> list[str]:
-        """The domains in which it holds hosts."""
+        """The domains in which it has hosts, or some on their way."""
+        pools = [pool for pool, count in self.supply.has_of(self.job.id) if count]
         if self.span_any:
-            return [""] if self.holds and "" in self.domains else []
-        found = (self.supply.pools[pool].view.domain for pool in self.holds)
+            return [""] if pools and "" in self.domains else []
+        found = (self.supply.pools[pool].view.domain for pool in pools)
         return [domain for domain in dict.fromkeys(found) if domain in self.domains]

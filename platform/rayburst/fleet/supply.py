@@ -10,8 +10,10 @@ Every look is by pool, so that a plan costs one pass over the nodes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from rayburst.fleet.job_state import ZoneNow
 from rayburst.fleet.spec import Market
@@ -85,9 +87,11 @@ class Supply:
             stock.free.reverse()  # taken from the end: those that were asked for first
             self._usd_per_hour += stock.price * (len(stock.nodes) + stock.promised)
         self.order = sorted(self.pools.values(), key=lambda stock: rank(stock.view, view.now))
+        self._changes: Counter[str] = Counter()
+        """How often something was given in a domain; "" is in any."""
         self._closed: dict[str, str | None] = {}
         self._fitting: dict[object, Mapping[str, Sequence[tuple[PoolStock, int]]]] = {}
-        self._fit: dict[tuple[str, object], int] = {}
+        self._fits: dict[object, Mapping[str, int]] = {}
         self._order: dict[object, Sequence[str]] = {}
         self._by_price: dict[object, Mapping[str, float]] = {}
         self.slowest_start_s = max((pool.start_s for pool in view.pools), default=0.0)
@@ -95,17 +99,21 @@ class Supply:
         """Questions that found nothing: within one plan there is never more again."""
         self.zones: dict[object, list[ZoneNow]] = {}
         """Spot zones as the first job of a kind saw them in this plan."""
+        self.offers: dict[object, tuple[int, Any]] = {}
+        """What jobs that have nothing would get, with the `state_of` the domain."""
 
     def shape(self, resources: Mapping[str, float]) -> object:
         """What is equal for equal resources."""
         return tuple(sorted(resources.items()))
 
-    def fit(self, pool: str, resources: Mapping[str, float]) -> int:
-        """How often something that takes `resources` fits one node of a pool."""
-        key = (pool, self.shape(resources))
-        if key not in self._fit:
-            self._fit[key] = times(self.pools[pool].view.resources, resources)
-        return self._fit[key]
+    def fits(self, resources: Mapping[str, float]) -> Mapping[str, int]:
+        """Pool -> how often something that takes `resources` fits one of its nodes."""
+        key = self.shape(resources)
+        if key not in self._fits:
+            self._fits[key] = {
+                name: times(stock.view.resources, resources) for name, stock in self.pools.items()
+            }
+        return self._fits[key]
 
     def fitting(
         self, resources: Mapping[str, float], span_any: bool
@@ -114,8 +122,9 @@ class Supply:
         key = (self.shape(resources), span_any)
         if key not in self._fitting:
             found: dict[str, list[tuple[PoolStock, int]]] = {}
+            fits = self.fits(resources)
             for stock in self.order:
-                if (count := self.fit(stock.view.name, resources)) > 0:
+                if (count := fits[stock.view.name]) > 0:
                     domain = "" if span_any else stock.view.domain
                     found.setdefault(domain, []).append((stock, count))
             self._fitting[key] = found
@@ -199,8 +208,32 @@ class Supply:
 
     def has(self, job: str, pool: str) -> int:
         """Hosts of a pool that a job has, and nodes on their way to it."""
-        coming = sum(by.get(job, {}).get(pool, 0) for by in (self._kept, self.coming))
-        return len(self.holds(job).get(pool, ())) + coming
+        held, count = self.held.get(job), 0
+        if held is not None:
+            count = len(held.get(pool, ()))
+        for by in (self._kept, self.coming):
+            if job in by:
+                count += by[job].get(pool, 0)
+        return count
+
+    def has_of(self, job: str) -> Sequence[tuple[str, int]]:
+        """Pools and `has` of each, for the pools of which a job has any."""
+        pools = [
+            pool for by in (self.held, self._kept, self.coming) if job in by for pool in by[job]
+        ]
+        return [(pool, self.has(job, pool)) for pool in dict.fromkeys(pools)]
+
+    def has_nothing(self, job: str) -> bool:
+        """Whether a job holds no host and waits for none: all such jobs see the same fleet."""
+        return not (job in self.held or job in self.coming or job in self._kept)
+
+    def state_of(self, domain: str) -> int:
+        """A number that is another one after anything was given in a domain ("" is all)."""
+        return self._changes["" if self.view.budget_usd is not None else domain]
+
+    def _changed(self, stock: PoolStock) -> None:
+        self._changes[stock.view.domain] += 1
+        self._changes[""] += 1
 
     def holds(self, job: str) -> dict[str, list[str]]:
         """Pool -> hosts of a job."""
@@ -242,6 +275,7 @@ class Supply:
 
     def add(self, stock: PoolStock, count: int, job: str) -> int:
         """Give a job up to `count` more nodes: free ones, those on their way, launches."""
+        self._changed(stock)
         pool, kept = stock.view.name, self._kept.get(job, {})
         on_their_way = min(count, kept.get(pool, 0))
         if on_their_way:
@@ -264,6 +298,7 @@ class Supply:
         """Undo what a job was given that is no host yet; hosts it keeps."""
         for pool, count in self.coming.pop(job, {}).items():
             stock = self.pools[pool]
+            self._changed(stock)
             for _ in range(count):
                 if _for(job) in stock.launches:
                     stock.launches.remove(_for(job))
@@ -275,6 +310,7 @@ class Supply:
         """Note one more node to launch; False when the pool is full or closed."""
         if stock.room <= 0 or self.closed(stock.view) is not None:
             return False
+        self._changed(stock)
         stock.launches.append(for_whom)
         self._count_launch(stock, 1)
         return True

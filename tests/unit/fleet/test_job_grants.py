@@ -194,3 +194,20 @@ def test_a_job_whose_work_is_unknown_is_measured_first():
     w.run(40)
     assert w.held("a") == ["cloud"]
     assert "measure" in " ".join(a.why for p in w.plans for a in p.actions)
+
+
+def test_what_is_on_its_way_to_a_job_is_taken_before_anything_new():
+    """A host is promised; then its pool loses one and ranks behind its neighbour."""
+    job = WorldJob("a", steps=1e4, most=4)
+    w = world(job, pools=[replace(p, max_hosts=2) for p in POOLS], span_any=True, launch_s=20.0)
+    w.step()
+    w.taken["spot-a"] = w.now
+    plan = w.step()
+    assert {name: caps.more for name, caps in plan.caps.items()} == {
+        "rack": 2,
+        "spot-a": 2,
+        "spot-b": 0,
+        "cloud": 0,
+    }
+    w.run(200)
+    assert [what for _, what, _ in w.log] == ["launched"] * 4
