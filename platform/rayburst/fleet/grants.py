@@ -105,8 +105,10 @@ def _give(stake: Stake, supply: Supply, shares: Shares, purse: Purse) -> None:
             needs = kept
         else:
             needs = dict(site.fill(wish.domain, stake.least, markets).pools)
-    more = {pool: count - kept.get(pool, 0) for pool, count in needs.items()}
-    if purse.affords(stake.job, more):
+    more = {p: n - kept.get(p, 0) for p, n in needs.items() if n > kept.get(p, 0)}
+    if not more:
+        pass
+    elif purse.affords(stake.job, more):
         for pool, count in more.items():
             kept[pool] = kept.get(pool, 0) + supply.add(supply.pools[pool], count, stake.job.id)
         purse.spend(stake.job, more)

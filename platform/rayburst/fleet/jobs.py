@@ -222,6 +222,8 @@ def wanted_workers(job: JobView, now: float) -> int:
     if ask is None or not ask.speeds:
         return ask.most if ask else 0
     sizes = sorted({s for s in (ask.most, *ask.speeds) if ask.least <= s <= ask.most})
+    if len(sizes) == 1:
+        return sizes[0]
     rates = {size: speed(ask, size) or 0.0 for size in sizes}
     if job.terms.deadline is not None and ask.steps_left is not None:
         left_s = job.terms.deadline - now - changeover_s(ask)

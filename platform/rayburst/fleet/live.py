@@ -151,8 +151,8 @@ def _carried_out(site: Site, size: int, decision: Decision, home: Wish) -> Wish:
 
 def spare_s(site: Site, workers: int) -> float:
     """Time to the deadline that work and the changeover still owed leave over."""
-    left = work_left_s(site.ask, workers)
     deadline = site.job.terms.deadline
+    left = None if deadline is None else work_left_s(site.ask, workers)
     if left is None or deadline is None:
         return math.inf
     owed = 0.0 if site.ask.hosts else changeover_s(site.ask)

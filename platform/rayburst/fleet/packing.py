@@ -104,11 +104,20 @@ class Bin:
 
     def fits(self, request: Request) -> bool:
         left = self.left[request.kind]
-        return (
-            all(left.get(k, 0.0) >= v - _EPSILON for k, v in request.resources.items() if v > 0)
-            and all(rule.accepts(self.labels) for rule in request.selector)
-            and not (request.apart and request.apart in self.apart)
-        )
+        for name, amount in request.resources.items():
+            if amount > 0 and left.get(name, 0.0) < amount - _EPSILON:
+                return False
+        if request.apart and request.apart in self.apart:
+            return False
+        return all(rule.accepts(self.labels) for rule in request.selector)
+
+    def take_some(self, request: Request, count: int) -> int:
+        """Take as many of `count` equal requests as fit; returns how many."""
+        taken = 0
+        while taken < count and self.fits(request):
+            self.take(request)
+            taken += 1
+        return taken
 
     def take(self, request: Request) -> None:
         left = self.left[request.kind]
@@ -167,20 +176,22 @@ class Shelf:
             found = self._class(key, Bin.of(name, total, available, labels))
         found.names.append(name)
 
-    def place(self, request: Request) -> bool:
-        """Put `request` into the first bin that fits; False when none does."""
-        index = self._tried.get(request.key, 0)
-        while index < len(self._order):
+    def place(self, request: Request, count: int) -> int:
+        """Put `count` equal requests into the first bins that fit; returns how many found one."""
+        key, placed = request.key, 0
+        index = self._tried.get(key, 0)
+        while placed < count and index < len(self._order):
             found = self._order[index]
-            if (found.names or found.bins) and found.sample.fits(request):
-                taken = found.pop()
-                taken.take(request)
-                self.put(taken)
-                self._tried[request.key] = index
-                return True
-            index += 1
-        self._tried[request.key] = index
-        return False
+            if not (found.names or found.bins) or not found.sample.fits(request):
+                index += 1
+                continue
+            bin_ = found.pop()
+            placed += bin_.take_some(request, count - placed)
+            self._tried[key] = index
+            self.put(bin_)
+            index = self._tried[key]
+        self._tried[key] = index
+        return placed
 
     def _class(self, key: object, sample: Bin) -> _Class:
         if key not in self._classes:

@@ -118,11 +118,23 @@ def _place_all(supply: Supply, requests: Sequence[Request], claimed: set[str]) -
         for _ in range(stock.promised):
             shelf.put(new_bin(stock.view.name, stock.view.resources, stock.view.labels))
     unplaced = []
-    pools: dict[object, list[PoolStock]] = {}
-    for request in sorted(requests, key=_hardest_first):
-        if not (shelf.place(request) or _launch_for(request, supply, shelf, pools)):
-            unplaced.append(request)
+    for request, count in _equal(requests):
+        left = count - shelf.place(request, count)
+        left -= _launch_for(request, left, supply, shelf)
+        unplaced += [request] * left
     return unplaced
+
+
+def _equal(requests: Sequence[Request]) -> list[tuple[Request, int]]:
+    """Equal requests with their number, the hardest first."""
+    first: dict[object, Request] = {}
+    counts: Counter[object] = Counter()
+    for request in requests:
+        key = request.key
+        first.setdefault(key, request)
+        counts[key] += 1
+    found = [(request, counts[key]) for key, request in first.items()]
+    return sorted(found, key=lambda one: _hardest_first(one[0]))
 
 
 def _shelve(shelf: Shelf, supply: Supply, node: NodeView) -> None:
@@ -131,29 +143,21 @@ def _shelve(shelf: Shelf, supply: Supply, node: NodeView) -> None:
     shelf.add(node.host, node.pool, node.total, node.available, labels)
 
 
-def _launch_for(
-    request: Request, supply: Supply, shelf: Shelf, pools: dict[object, list[PoolStock]]
-) -> bool:
-    """One more node for a request, from the best pool that fits and has room."""
-    key = request.key
-    if key not in pools:
-        asks = asks_for_on_demand(request.selector)
-        pools[key] = [
-            stock
-            for stock in supply.order
-            if (stock.view.market is not Market.ON_DEMAND or asks)
-            and new_bin(stock.view.name, stock.view.resources, stock.view.labels).fits(request)
-        ]
-    while pools[key]:
-        stock = pools[key][0]
-        if not supply.launch(stock, str(request)):
-            pools[key].pop(0)  # full or closed: for the rest of this plan
-        else:
-            bin_ = new_bin(stock.view.name, stock.view.resources, stock.view.labels)
-            bin_.take(request)
+def _launch_for(request: Request, count: int, supply: Supply, shelf: Shelf) -> int:
+    """New nodes for equal requests, from the best pools that fit and have room; returns for how
+    many."""
+    asks, served = asks_for_on_demand(request.selector), 0
+    for stock in supply.order if count else ():
+        if stock.view.market is Market.ON_DEMAND and not asks:
+            continue
+        empty = new_bin(stock.view.name, stock.view.resources, stock.view.labels)
+        if not empty.fits(request):
+            continue
+        while served < count and supply.launch(stock, str(request)):
+            bin_ = empty.copy(empty.name)
+            served += bin_.take_some(request, count - served)
             shelf.put(bin_)
-            return True
-    return False
+    return served
 
 
 def _hardest_first(request: Request) -> tuple[bool, float]:

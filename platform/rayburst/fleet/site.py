@@ -72,14 +72,17 @@ class Site:
     @property
     def workers(self) -> int:
         """Workers that fit what it has: its hosts, and those that are on their way to it."""
-        return sum([count * self.fits[pool] for pool, count in self.supply.has_of(self.job.id)])
+        return sum([count * self.fits[pool] for pool, count in self._has().items()])
+
+    def _has(self) -> Mapping[str, int]:
+        return self.supply.has_of(self.job.id)
 
     def held_in(self, domain: str, markets: frozenset[Market]) -> int:
         """Workers that fit what it has in a domain."""
-        if self.supply.has_nothing(self.job.id):
+        if not (has := self._has()):
             return 0
         return sum(
-            self.supply.has(self.job.id, stock.view.name) * fit
+            has.get(stock.view.name, 0) * fit
             for stock, fit in self.domains.get(domain, ())
             if stock.view.market in markets
         )
@@ -112,8 +115,12 @@ class Site:
 
     def fill(self, domain: str, workers: int, markets: frozenset[Market]) -> Wish:
         """Nodes of one domain for up to so many workers: those that it has, then by rank."""
-        if not self.supply.has_nothing(self.job.id):
+        if domain in self.lives_in():
             return self._fill(domain, workers, markets)
+        return self._offer(domain, workers, markets)
+
+    def _offer(self, domain: str, workers: int, markets: frozenset[Market]) -> Wish:
+        """What a domain has for a job that has nothing there: the same for all such jobs."""
         key = (domain, workers, markets, self.shape, self.span_any)
         state = self.supply.state_of(domain)
         offer = self.supply.offers.get(key)
@@ -127,9 +134,9 @@ class Site:
         usable = [one for one in self.domains[domain] if one[0].view.market in markets]
         pools: dict[str, int] = {}
         got = 0
-        if not self.supply.has_nothing(self.job.id):
+        if has := self._has():
             for stock, fit in usable:
-                own = self.supply.has(self.job.id, stock.view.name)
+                own = has.get(stock.view.name, 0)
                 if own and got < workers:
                     pools[stock.view.name] = min(own, math.ceil((workers - got) / fit))
                     got += pools[stock.view.name] * fit
@@ -154,12 +161,13 @@ class Site:
             if (wish := self.fill(domain, workers, markets)).workers >= self.least:
                 return wish
         question = (self.least, self.shape, markets, self.span_any)
-        owns = not self.supply.has_nothing(self.job.id)
+        owns = any(self.supply.pools[p].view.market in markets for p in self._has())
         if not owns and question in self.supply.in_vain:
             return NOTHING
-        found, looked = NOTHING, 0
+        found, looked, here = NOTHING, 0, self.lives_in()
         for domain in self.supply.cheapest_first(self.ask.resources, self.span_any, markets):
-            wish = self.fill(domain, workers, markets)
+            look = self._fill if domain in here else self._offer
+            wish = look(domain, workers, markets)
             if wish.workers < self.least:
                 continue
             found = wish if wish.workers > found.workers else found
@@ -172,7 +180,7 @@ class Site:
 
     def lives_in(self) -> list[str]:
         """The domains in which it has hosts, or some on their way."""
-        pools = [pool for pool, count in self.supply.has_of(self.job.id) if count]
+        pools = self._has()
         if self.span_any:
             return [""] if pools and "" in self.domains else []
         found = (self.supply.pools[pool].view.domain for pool in pools)

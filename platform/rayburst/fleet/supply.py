@@ -216,16 +216,17 @@ class Supply:
                 count += by[job].get(pool, 0)
         return count
 
-    def has_of(self, job: str) -> Sequence[tuple[str, int]]:
-        """Pools and `has` of each, for the pools of which a job has any."""
-        pools = [
-            pool for by in (self.held, self._kept, self.coming) if job in by for pool in by[job]
-        ]
-        return [(pool, self.has(job, pool)) for pool in dict.fromkeys(pools)]
-
-    def has_nothing(self, job: str) -> bool:
-        """Whether a job holds no host and waits for none: all such jobs see the same fleet."""
-        return not (job in self.held or job in self.coming or job in self._kept)
+    def has_of(self, job: str) -> Mapping[str, int]:
+        """Pool -> hosts and nodes on their way, for the pools of which a job has any."""
+        held = self.held.get(job)
+        found = {pool: len(hosts) for pool, hosts in held.items()} if held else {}
+        if job not in self._kept and job not in self.coming:
+            return found
+        for by in (self._kept, self.coming):
+            if job in by:
+                for pool, count in by[job].items():
+                    found[pool] = found.get(pool, 0) + count
+        return {pool: count for pool, count in found.items() if count}
 
     def state_of(self, domain: str) -> int:
         """A number that is another one after anything was given in a domain ("" is all)."""
