@@ -18,7 +18,7 @@ from rayburst.fleet.deadline import DeadlinePolicy
 from rayburst.fleet.jobs import JobView, Tenant, Terms
 from rayburst.fleet.planner import plan_fleet
 from rayburst.fleet.spec import Market
-from rayburst.fleet.supply import times
+from rayburst.fleet.stock import times
 from rayburst.fleet.view import (
     ActionKind,
     Demand,

@@ -40,7 +40,7 @@ from rayburst.fleet.pools.base import GIVEN_BACK, Host, Notice, pool_of
 from rayburst.fleet.promises import Promises
 from rayburst.fleet.render import ray_config, to_yaml
 from rayburst.fleet.spec import Market
-from rayburst.fleet.supply import is_down
+from rayburst.fleet.stock import is_down
 from rayburst.fleet.view import ActionKind, FleetView, Plan
 
 _TICK_S = 1.0

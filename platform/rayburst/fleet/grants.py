@@ -21,7 +21,8 @@ from rayburst.fleet.purse import Purse
 from rayburst.fleet.reclaim import make_room
 from rayburst.fleet.site import Site
 from rayburst.fleet.spec import Market
-from rayburst.fleet.supply import PoolStock, Supply
+from rayburst.fleet.stock import PoolStock
+from rayburst.fleet.supply import Supply
 from rayburst.fleet.turns import Shares, Turns
 from rayburst.fleet.view import Action, ActionKind, Demand, FleetView
 from rayburst.train.grants import Grant

@@ -66,6 +66,8 @@ def wish_for(site: Site, policy: DeadlinePolicy, *, left_usd: float | None) -> W
     else:
         wish = _by_deadline(site, size, policy, left_usd)
     late_s = max(wish.late_s, -spare_s(site, wish.workers or size), 0.0)
+    if (wish.size, wish.late_s) == (size, late_s):
+        return wish
     return replace(wish, size=size, late_s=late_s)
 
 
@@ -101,7 +103,7 @@ def _usual(site: Site, size: int) -> Wish:
             return replace(floor, why=why)
     if wish is NOTHING:
         return replace(wish, why=f"no domain has room for its {site.least} worker(s)")
-    return replace(wish, why=f"{wish.workers} of {size} workers")
+    return replace(wish, size=size, why=f"{wish.workers} of {size} workers")
 
 
 def _to_measure(site: Site, size: int) -> Wish:
@@ -116,7 +118,7 @@ def _by_deadline(site: Site, size: int, policy: DeadlinePolicy, left_usd: float 
     home = site.best(size, HOME)
     if home is not NOTHING and not _pressed(site, home):
         spare = _h(spare_s(site, home.workers))
-        return replace(home, why=f"{spare} to spare with {home.workers} workers at home")
+        return replace(home, size=size, why=f"{spare} to spare with {home.workers} workers at home")
     state = market_state(site, size, left_usd)
     if state is None:
         return _without_prices(site, size)
@@ -146,7 +148,7 @@ def _carried_out(site: Site, size: int, decision: Decision, home: Wish) -> Wish:
         why += "; there is no room for that, this is what there is"
     if wish.workers < site.least:
         wish = home
-    return replace(wish, why=why, late_s=decision.late_s, short_usd=decision.short_usd)
+    return replace(wish, size=size, why=why, late_s=decision.late_s, short_usd=decision.short_usd)
 
 
 def spare_s(site: Site, workers: int) -> float:
@@ -199,7 +201,7 @@ def market_state(site: Site, size: int, left_usd: float | None) -> JobMarketStat
 
 def _on_demand_usd(site: Site, size: int) -> float | None:
     """The least that the gang would cost on-demand, by the hour; None: no known price."""
-    cheapest = site.supply.by_price(site.ask.resources, site.span_any, Market.ON_DEMAND)
+    cheapest = site.fitting.by_price(Market.ON_DEMAND)
     return next(iter(cheapest.values())) * size if cheapest else None
 
 
@@ -220,9 +222,9 @@ def _zones(site: Site, size: int) -> list[ZoneNow]:
 
     Jobs of a kind share one look at the domains. Those that come later in the plan may find less.
     """
-    cheapest = site.supply.by_price(site.ask.resources, site.span_any, Market.SPOT)
+    cheapest = site.fitting.by_price(Market.SPOT)
     lives = [domain for domain in site.lives_in() if domain in cheapest]
-    kind = (site.supply.shape(site.ask.resources), site.span_any, site.least, size)
+    kind = (site.fitting, site.least, size)
     seen = site.supply.zones.get(kind)
     if seen is None:
         seen = site.supply.zones[kind] = _look(site, size, list(cheapest)[: 2 * ZONES])

@@ -152,10 +152,10 @@ def new_tags(host: Host, node: RayNode | None, now: float) -> dict[str, str]:
     """Times worth keeping on the host itself, when seen for the first time."""
     tags = {}
     if node is not None and host.lives and UP_TAG not in host.tags:
-        tags[UP_TAG] = f"{now:.3f}"
+        tags[UP_TAG] = str(now)
     draining = node is not None and node.status is RayNodeStatus.DRAINING
     if draining and DRAINING_TAG not in host.tags:
-        tags[DRAINING_TAG] = f"{now:.3f}"
+        tags[DRAINING_TAG] = str(now)
     return tags
 
 

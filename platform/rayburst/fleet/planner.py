@@ -23,7 +23,8 @@ from rayburst.fleet.grants import grant_jobs
 from rayburst.fleet.jobs import JobView
 from rayburst.fleet.packing import Bin, LabelRule, Request, RequestKind, Shelf, new_bin, place
 from rayburst.fleet.spec import Market
-from rayburst.fleet.supply import PoolStock, Supply, rank
+from rayburst.fleet.stock import PoolStock, rank
+from rayburst.fleet.supply import Supply
 from rayburst.fleet.view import (
     Action,
     ActionKind,

@@ -16,7 +16,8 @@ from rayburst.fleet.jobs import JobView, MarketPolicy
 from rayburst.fleet.live import ALLOWED
 from rayburst.fleet.moves import Stake
 from rayburst.fleet.site import ALL, Site
-from rayburst.fleet.supply import PoolStock, Supply
+from rayburst.fleet.stock import PoolStock
+from rayburst.fleet.supply import Supply
 from rayburst.fleet.turns import Shares
 
 AT_ONCE = 8

@@ -60,9 +60,8 @@ class Site:
         self.job, self.ask, self.supply = job, ask, supply
         self.least = max(ask.least, 1)
         self.span_any = span_any if job.terms.span_any is None else job.terms.span_any
-        self.shape = supply.shape(ask.resources)
-        self.fits = supply.fits(ask.resources)
-        self.domains = supply.fitting(ask.resources, self.span_any)
+        self.fitting = supply.fitting(ask.resources, self.span_any)
+        self.fits, self.domains = self.fitting.fits, self.fitting.domains
 
     @property
     def holds(self) -> Mapping[str, Sequence[str]]:
@@ -121,7 +120,7 @@ class Site:
 
     def _offer(self, domain: str, workers: int, markets: frozenset[Market]) -> Wish:
         """What a domain has for a job that has nothing there: the same for all such jobs."""
-        key = (domain, workers, markets, self.shape, self.span_any)
+        key = (self.fitting, domain, workers, markets)
         state = self.supply.state_of(domain)
         offer = self.supply.offers.get(key)
         if offer is None or offer[0] != state:
@@ -160,12 +159,12 @@ class Site:
         for domain in lives:
             if (wish := self.fill(domain, workers, markets)).workers >= self.least:
                 return wish
-        question = (self.least, self.shape, markets, self.span_any)
+        question = (self.fitting, self.least, markets)
         owns = any(self.supply.pools[p].view.market in markets for p in self._has())
         if not owns and question in self.supply.in_vain:
             return NOTHING
         found, looked, here = NOTHING, 0, self.lives_in()
-        for domain in self.supply.cheapest_first(self.ask.resources, self.span_any, markets):
+        for domain in self.fitting.cheapest_first(markets):
             look = self._fill if domain in here else self._offer
             wish = look(domain, workers, markets)
             if wish.workers < self.least:

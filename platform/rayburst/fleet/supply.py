@@ -11,48 +11,16 @@ Every look is by pool, so that a plan costs one pass over the nodes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from rayburst.fleet.fitting import Fitting
 from rayburst.fleet.job_state import ZoneNow
-from rayburst.fleet.spec import Market
+from rayburst.fleet.stock import POOL_COOLDOWN_S, PoolStock, rank, unused
 from rayburst.fleet.view import FleetView, NodeState, NodeView, PoolView
-
-POOL_COOLDOWN_S = 30.0
-"""How long a pool stays closed after a launch failed, and ranks last after an interruption."""
 
 BUDGET_LAG_S = 3.0
 """How long a decision may take to reach a host: two ticks and the host's own poll."""
-
-MARKET_RANK = {Market.ON_PREM: 0, Market.SPOT: 1, Market.ON_DEMAND: 2}
-_BUSY_EPSILON = 1e-6
-
-
-@dataclass(slots=True)
-class PoolStock:
-    """One pool while a plan is made."""
-
-    view: PoolView
-    nodes: list[NodeView] = field(default_factory=list)
-    free: list[str] = field(default_factory=list)
-    draining: list[NodeView] = field(default_factory=list)
-    leaving: list[str] = field(default_factory=list)
-    """Hosts that a job still runs on though its grant no longer names them."""
-    promised: int = 0
-    arriving: list[str] | None = None
-    """Launching hosts that nobody holds, once somebody asked for them."""
-    launches: list[str] = field(default_factory=list)
-    """For whom each new node is launched."""
-
-    @property
-    def price(self) -> float:
-        return self.view.price_usd_per_hour or 0.0
-
-    @property
-    def room(self) -> int:
-        """Nodes that could still be launched, were it open."""
-        return self.view.max_hosts - len(self.nodes) - self.view.promised - len(self.launches)
 
 
 class Supply:
@@ -90,10 +58,7 @@ class Supply:
         self._changes: Counter[str] = Counter()
         """How often something was given in a domain; "" is in any."""
         self._closed: dict[str, str | None] = {}
-        self._fitting: dict[object, Mapping[str, Sequence[tuple[PoolStock, int]]]] = {}
-        self._fits: dict[object, Mapping[str, int]] = {}
-        self._order: dict[object, Sequence[str]] = {}
-        self._by_price: dict[object, Mapping[str, float]] = {}
+        self._fitting: dict[object, Fitting] = {}
         self.slowest_start_s = max((pool.start_s for pool in view.pools), default=0.0)
         self.in_vain: set[object] = set()
         """Questions that found nothing: within one plan there is never more again."""
@@ -102,76 +67,28 @@ class Supply:
         self.offers: dict[object, tuple[int, Any]] = {}
         """What jobs that have nothing would get, with the `state_of` the domain."""
 
-    def shape(self, resources: Mapping[str, float]) -> object:
-        """What is equal for equal resources."""
-        return tuple(sorted(resources.items()))
-
-    def fits(self, resources: Mapping[str, float]) -> Mapping[str, int]:
-        """Pool -> how often something that takes `resources` fits one of its nodes."""
-        key = self.shape(resources)
-        if key not in self._fits:
-            self._fits[key] = {
-                name: times(stock.view.resources, resources) for name, stock in self.pools.items()
-            }
-        return self._fits[key]
-
-    def fitting(
-        self, resources: Mapping[str, float], span_any: bool
-    ) -> Mapping[str, Sequence[tuple[PoolStock, int]]]:
-        """Domain -> pools with the number of workers that fit one node of each, best first."""
-        key = (self.shape(resources), span_any)
-        if key not in self._fitting:
-            found: dict[str, list[tuple[PoolStock, int]]] = {}
-            fits = self.fits(resources)
-            for stock in self.order:
-                if (count := fits[stock.view.name]) > 0:
-                    domain = "" if span_any else stock.view.domain
-                    found.setdefault(domain, []).append((stock, count))
-            self._fitting[key] = found
-        return self._fitting[key]
-
-    def cheapest_first(
-        self, resources: Mapping[str, float], span_any: bool, markets: frozenset[Market]
-    ) -> Sequence[str]:
-        """The domains with pools of these markets: by their best market, then by its price."""
-        key = (self.shape(resources), span_any, markets)
-        if key not in self._order:
-            ranks = {
-                domain: min(rank(stock.view, self.view.now) for stock, _ in usable)
-                for domain, stocks in self.fitting(resources, span_any).items()
-                if (usable := [one for one in stocks if one[0].view.market in markets])
-            }
-            self._order[key] = sorted(ranks, key=lambda domain: ranks[domain])
-        return self._order[key]
-
-    def by_price(
-        self, resources: Mapping[str, float], span_any: bool, market: Market
-    ) -> Mapping[str, float]:
-        """Domain -> USD an hour of one worker on its cheapest pool of a market, cheapest first.
-
-        Pools of unknown price are left out.
-        """
-        key = (self.shape(resources), span_any, market)
-        if key not in self._by_price:
-            found: dict[str, float] = {}
-            for domain, stocks in self.fitting(resources, span_any).items():
-                usd = [
-                    stock.price / fit
-                    for stock, fit in stocks
-                    if stock.view.market is market and stock.view.price_usd_per_hour
-                ]
-                if usd:
-                    found[domain] = min(usd)
-            self._by_price[key] = dict(sorted(found.items(), key=lambda one: (one[1], one[0])))
-        return self._by_price[key]
+    def fitting(self, resources: Mapping[str, float], span_any: bool) -> Fitting:
+        """Where workers that take `resources` fit; equal resources get the same object."""
+        key = (tuple(sorted(resources.items())), span_any)
+        found = self._fitting.get(key)
+        if found is None:
+            found = self._fitting[key] = Fitting(
+                self.order, resources, span_any=span_any, now=self.view.now
+            )
+        return found
 
     def hold(self, job: str, hosts: Collection[str]) -> None:
         """Say that a job has these hosts; those that are gone or drain are left out."""
+        node_of, holder = self.node, self._holder
+        pools = self.held.get(job, {})
         for host in hosts:
-            node = self.node.get(host)
-            if node is None or node.state is NodeState.DRAINING or host in self._holder:
+            node = node_of.get(host)
+            if node is None or node.state is NodeState.DRAINING or host in holder:
                 continue
-            self._give(job, node.pool, host)
+            holder[host] = job
+            pools.setdefault(node.pool, []).append(host)
+        if pools:
+            self.held[job] = pools
 
     def keep(self, job: str, granted: Mapping[str, int]) -> None:
         """After the `hold`s: hosts that were launched for a job's grant are its own as they come.
@@ -322,44 +239,11 @@ class Supply:
 
     def _give(self, job: str, pool: str, host: str) -> None:
         self._holder[host] = job
-        pools = self.held.get(job)
-        if pools is None:
-            pools = self.held[job] = {}
-        if pool in pools:
-            pools[pool].append(host)
-        else:
-            pools[pool] = [host]
+        self.held.setdefault(job, {}).setdefault(pool, []).append(host)
 
 
 def _for(job: str) -> str:
     return f"job {job}"
-
-
-def times(has: Mapping[str, float], needs: Mapping[str, float]) -> int:
-    """How often something that needs so much fits; at least once where it needs nothing."""
-    fits = [has.get(name, 0.0) // need for name, need in needs.items() if need > 0]
-    return int(min(fits, default=1))
-
-
-def unused(node: NodeView) -> bool:
-    """Whether nothing runs on a node, as far as CPUs and GPUs tell."""
-    return all(
-        node.available.get(name, 0.0) >= node.total.get(name, 0.0) - _BUSY_EPSILON
-        for name in ("CPU", "GPU")
-    )
-
-
-def rank(pool: PoolView, now: float) -> tuple[int, bool, bool, float, str]:
-    """Market first; then pools without a recent interruption; then the cheapest known price."""
-    price = pool.price_usd_per_hour
-    recent = pool.interrupted_at is not None and now - pool.interrupted_at < POOL_COOLDOWN_S
-    return (MARKET_RANK[pool.market], recent, price is None, price or 0.0, pool.name)
-
-
-def is_down(pool: PoolView, now: float) -> bool:
-    """Whether a pool failed to launch or lost a host within the cool-down."""
-    times_ = (at for at in (pool.failed_at, pool.interrupted_at) if at is not None)
-    return any(now - at < POOL_COOLDOWN_S for at in times_)
 
 
 def _failed_lately(pool: PoolView, view: FleetView) -> str | None:

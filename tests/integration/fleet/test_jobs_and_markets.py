@@ -69,6 +69,20 @@ def platform(tmp_path_factory):
         assert down(fleet).clean
 
 
+@pytest.fixture
+def train(platform, tmp_path):
+    """Start steady jobs; what still runs at the end of a test is stopped."""
+    started = []
+
+    def go(run: str, *, steps: int, **terms) -> Training:
+        started.append(Training(platform, tmp_path, run, steps=steps, **terms))
+        return started[-1]
+
+    yield go
+    for training in started:
+        training.job.stop()
+
+
 def node_events(platform, pool: str) -> dict[str, dict[str, float]]:
     """Host -> kind -> time, for the hosts of a pool."""
     found: dict[str, dict[str, float]] = {}
@@ -78,9 +92,9 @@ def node_events(platform, pool: str) -> dict[str, dict[str, float]]:
     return found
 
 
-def test_a_job_leaves_a_market_that_vanishes_and_comes_back_without_a_gap(platform, tmp_path):
+def test_a_job_leaves_a_market_that_vanishes_and_comes_back_without_a_gap(platform, train):
     platform.market("rack", hosts=0, notice_s=0)
-    training = Training(platform, tmp_path, "nomad", steps=4000, floor=1)
+    training = train("nomad", steps=4000, floor=1)
     training.wait_on("spot-a")
 
     platform.market("spot-a", hosts=0, notice_s=8)
@@ -109,14 +123,13 @@ def test_a_job_leaves_a_market_that_vanishes_and_comes_back_without_a_gap(platfo
     assert moves and "spot-a instead of 1 host(s)" in moves[-1].why
     drains = [d for d in platform.decisions() if d.kind == "drain"]
     assert drains and drains[-1].subject.startswith("cloud-")
-    training.job.stop()
 
 
-def test_a_deadline_that_cannot_be_met_takes_on_demand_while_another_job_waits(platform, tmp_path):
+def test_a_deadline_that_cannot_be_met_takes_on_demand_while_another_job_waits(platform, train):
     platform.market("rack", hosts=0, notice_s=0)
     platform.market("spot-a", hosts=0, notice_s=0)
-    urgent = Training(platform, tmp_path, "urgent", steps=100, deadline="1s", tenant="a")
-    patient = Training(platform, tmp_path, "patient", steps=30, tenant="b")
+    urgent = train("urgent", steps=100, deadline="1s", tenant="a")
+    patient = train("patient", steps=30, tenant="b")
     urgent.wait_on("cloud")
 
     def waits():
@@ -136,10 +149,10 @@ def test_a_deadline_that_cannot_be_met_takes_on_demand_while_another_job_waits(p
     assert end.spent_usd > 0
 
 
-def test_a_job_comes_home_when_that_pays_and_gives_its_host_to_who_matters_more(platform, tmp_path):
+def test_a_job_comes_home_when_that_pays_and_gives_its_host_to_who_matters_more(platform, train):
     platform.market("rack", hosts=0, notice_s=0)
     platform.market("spot-a")
-    training = Training(platform, tmp_path, "traveller", steps=6000)
+    training = train("traveller", steps=6000)
     training.wait_on("spot-a")
     platform.market("rack")
     seen = len(training.starts())
@@ -151,9 +164,8 @@ def test_a_job_comes_home_when_that_pays_and_gives_its_host_to_who_matters_more(
     assert rack["up"] <= spot["notice"], "made before broken"
 
     platform.market("spot-a", hosts=0, notice_s=0)
-    urgent = Training(platform, tmp_path, "boss", steps=50, priority=3)
+    urgent = train("boss", steps=50, priority=3)
     urgent.wait_on("rack")
     assert urgent.job.wait(timeout_s=400) == "SUCCEEDED"
     seen = len(training.starts())
     training.wait_on("rack", since=seen - 1)
-    training.job.stop()

@@ -11,7 +11,8 @@ from rayburst.fleet.jobs import JobView
 from rayburst.fleet.packing import LabelRule, Request, RequestKind
 from rayburst.fleet.planner import DRAIN_VISIBLE_S, plan_fleet, without_planned
 from rayburst.fleet.spec import Market
-from rayburst.fleet.supply import BUDGET_LAG_S, POOL_COOLDOWN_S
+from rayburst.fleet.stock import POOL_COOLDOWN_S
+from rayburst.fleet.supply import BUDGET_LAG_S
 from rayburst.fleet.view import (
     ActionKind,
     Caps,

@@ -18,7 +18,7 @@ from rayburst.fleet.packing import Request
 from rayburst.fleet.planner import plan_fleet
 from rayburst.fleet.pools.fake import FakePool
 from rayburst.fleet.spec import FleetSpec
-from rayburst.fleet.supply import POOL_COOLDOWN_S
+from rayburst.fleet.stock import POOL_COOLDOWN_S
 from rayburst.fleet.view import Demand, Plan
 
 SPEC = FleetSpec.parse(

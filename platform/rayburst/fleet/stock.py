@@ -1,0 +1,68 @@
+"""One pool while a plan is made, and how pools are ranked. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rayburst.fleet.spec import Market
+from rayburst.fleet.view import NodeView, PoolView
+
+POOL_COOLDOWN_S = 30.0
+"""How long a pool stays closed after a launch failed, and ranks last after an interruption."""
+
+MARKET_RANK = {Market.ON_PREM: 0, Market.SPOT: 1, Market.ON_DEMAND: 2}
+_BUSY_EPSILON = 1e-6
+
+
+@dataclass(slots=True)
+class PoolStock:
+    """One pool while a plan is made."""
+
+    view: PoolView
+    nodes: list[NodeView] = field(default_factory=list)
+    free: list[str] = field(default_factory=list)
+    draining: list[NodeView] = field(default_factory=list)
+    leaving: list[str] = field(default_factory=list)
+    """Hosts that a job still runs on though its grant no longer names them."""
+    promised: int = 0
+    arriving: list[str] | None = None
+    """Launching hosts that nobody holds, once somebody asked for them."""
+    launches: list[str] = field(default_factory=list)
+    """For whom each new node is launched."""
+
+    @property
+    def price(self) -> float:
+        return self.view.price_usd_per_hour or 0.0
+
+    @property
+    def room(self) -> int:
+        """Nodes that could still be launched, were it open."""
+        return self.view.max_hosts - len(self.nodes) - self.view.promised - len(self.launches)
+
+
+def times(has: Mapping[str, float], needs: Mapping[str, float]) -> int:
+    """How often something that needs so much fits; at least once where it needs nothing."""
+    fits = [has.get(name, 0.0) // need for name, need in needs.items() if need > 0]
+    return int(min(fits, default=1))
+
+
+def unused(node: NodeView) -> bool:
+    """Whether nothing runs on a node, as far as CPUs and GPUs tell."""
+    return all(
+        node.available.get(name, 0.0) >= node.total.get(name, 0.0) - _BUSY_EPSILON
+        for name in ("CPU", "GPU")
+    )
+
+
+def rank(pool: PoolView, now: float) -> tuple[int, bool, bool, float, str]:
+    """Market first; then pools without a recent interruption; then the cheapest known price."""
+    price = pool.price_usd_per_hour
+    recent = pool.interrupted_at is not None and now - pool.interrupted_at < POOL_COOLDOWN_S
+    return (MARKET_RANK[pool.market], recent, price is None, price or 0.0, pool.name)
+
+
+def is_down(pool: PoolView, now: float) -> bool:
+    """Whether a pool failed to launch or lost a host within the cool-down."""
+    times_ = (at for at in (pool.failed_at, pool.interrupted_at) if at is not None)
+    return any(now - at < POOL_COOLDOWN_S for at in times_)
