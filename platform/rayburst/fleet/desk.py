@@ -83,14 +83,16 @@ class Desk:
         self._log.flush()
 
     def lines(self) -> list[dict[str, object]]:
-        """Every job as `rayburst queue` shows it."""
+        """Every job as `rayburst queue` shows it, in the order in which the planner served them."""
         grants = self._plan.grants if self._plan else {}
+        turn = {job: number for number, job in enumerate(grants)}
         said: dict[str, list[str]] = {}
         for action in self._plan.actions if self._plan else ():
             if action.kind in (ActionKind.LATE, ActionKind.SHORT, ActionKind.MOVE):
                 said.setdefault(action.subject, []).append(action.why)
         found: list[JobLine] = [
-            job_line(view, grants.get(view.id), said.get(view.id, [])) for view in self._views
+            job_line(view, grants.get(view.id), said.get(view.id, []))
+            for view in sorted(self._views, key=lambda view: turn.get(view.id, len(turn)))
         ]
         return [asdict(line) for line in found]
 

@@ -1,6 +1,6 @@
 """What fits where, for one kind of worker: pools by domain, and domains by price. Pure.
 
-    fitting = Fitting(supply.order, {"CPU": 4.0}, span_any=False, now=view.now)
+    fitting = Fitting(supply.order, {"CPU": 4.0}, span_any=False)
     fitting.fits["rack"]                     # workers on one node of a pool
     fitting.domains["cloud-a"]               # its pools, best first
     fitting.by_price(Market.SPOT)            # domain -> USD an hour of a worker, cheapest first
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rayburst.fleet.spec import Market
-from rayburst.fleet.stock import PoolStock, rank, times
+from rayburst.fleet.stock import PoolStock, times
 
 
 class Fitting:
@@ -26,7 +26,6 @@ class Fitting:
         resources: Mapping[str, float],
         *,
         span_any: bool,
-        now: float,
     ) -> None:
         self.fits: Mapping[str, int] = {
             stock.view.name: times(stock.view.resources, resources) for stock in order
@@ -36,7 +35,6 @@ class Fitting:
             if (count := self.fits[stock.view.name]) > 0:
                 domain = "" if span_any else stock.view.domain
                 self.domains.setdefault(domain, []).append((stock, count))
-        self._now = now
         self._order: dict[frozenset[Market], Sequence[str]] = {}
         self._by_price: dict[Market, Mapping[str, float]] = {}
 
@@ -44,7 +42,7 @@ class Fitting:
         """The domains with pools of these markets: by their best market, then by its price."""
         if markets not in self._order:
             ranks = {
-                domain: min(rank(stock.view, self._now) for stock, _ in usable)
+                domain: min(stock.rank for stock, _ in usable)
                 for domain, stocks in self.domains.items()
                 if (usable := [one for one in stocks if one[0].view.market in markets])
             }

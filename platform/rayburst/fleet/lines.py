@@ -67,7 +67,7 @@ def job_line(view: JobView, grant: Grant | None, said: Sequence[str]) -> JobLine
 
 @dataclass(frozen=True, slots=True)
 class JobQueue:
-    """All jobs of a fleet that have not ended: those that run first, then by turn."""
+    """All jobs of a fleet that have not ended, in turn; shown are those that run first."""
 
     jobs: Sequence[JobLine]
     now: float
@@ -85,7 +85,7 @@ class JobQueue:
                 _money(line),
                 line.why,
             )
-            for line in sorted(self.jobs, key=lambda j: (order[j.state], -j.priority, j.job))
+            for line in sorted(self.jobs, key=lambda j: order[j.state])
         ]
         columns = ("job", "state", "tenant", "priority", "hosts", "deadline", "USD", "why")
         note = "" if rows else "no job runs or waits"

@@ -23,7 +23,7 @@ from rayburst.fleet.grants import grant_jobs
 from rayburst.fleet.jobs import JobView
 from rayburst.fleet.packing import Bin, LabelRule, Request, RequestKind, Shelf, new_bin, place
 from rayburst.fleet.spec import Market
-from rayburst.fleet.stock import PoolStock, rank
+from rayburst.fleet.stock import PoolStock
 from rayburst.fleet.supply import Supply
 from rayburst.fleet.view import (
     Action,
@@ -63,7 +63,7 @@ def plan_fleet(
     requests = without_planned(demand.requests, demand.jobs)
     claimed = {h for grant in grants.values() for h in (*grant.hosts, *grant.coming)} | occupied
     unplaced = _place_all(supply, requests, claimed)
-    keep = _needed_by_floors(view, requests, claimed) | claimed
+    keep = _needed_by_floors(supply, requests, claimed) | claimed
     return Plan(
         caps={stock.view.name: _caps(view, stock) for stock in supply.pools.values()},
         grants=grants,
@@ -207,22 +207,21 @@ def _seen_draining(node: NodeView, now: float) -> bool:
     return node.draining_since is not None and now - node.draining_since >= DRAIN_VISIBLE_S
 
 
-def _needed_by_floors(view: FleetView, requests: Sequence[Request], claimed: set[str]) -> set[str]:
+def _needed_by_floors(supply: Supply, requests: Sequence[Request], claimed: set[str]) -> set[str]:
     """Hosts that a standing request (a floor) needs, cheapest markets kept first."""
     floors = [request for request in requests if request.kind is RequestKind.FLOOR]
     if not floors:
         return set()
-    pools = {pool.name: pool for pool in view.pools}
-    order = {pool.name: rank(pool, view.now) for pool in view.pools}
+    pools = supply.pools
     nodes = sorted(
         (
             n
-            for n in view.nodes
-            if n.state is not NodeState.DRAINING and n.pool in order and n.host not in claimed
+            for n in supply.node.values()
+            if n.state is not NodeState.DRAINING and n.host not in claimed
         ),
-        key=lambda n: (order[n.pool], n.idle_s, n.host),
+        key=lambda n: (pools[n.pool].rank, n.idle_s, n.host),
     )
-    bins = [Bin.of(n.host, n.total, n.available, pools[n.pool].labels) for n in nodes]
+    bins = [Bin.of(n.host, n.total, n.available, pools[n.pool].view.labels) for n in nodes]
     for request in floors:
         place(request, bins)
     return {b.name for b in bins if b.used}

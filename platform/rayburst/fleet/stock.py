@@ -14,12 +14,15 @@ POOL_COOLDOWN_S = 30.0
 MARKET_RANK = {Market.ON_PREM: 0, Market.SPOT: 1, Market.ON_DEMAND: 2}
 _BUSY_EPSILON = 1e-6
 
+Rank = tuple[int, bool, bool, float, str]
+
 
 @dataclass(slots=True)
 class PoolStock:
     """One pool while a plan is made."""
 
     view: PoolView
+    rank: Rank
     nodes: list[NodeView] = field(default_factory=list)
     free: list[str] = field(default_factory=list)
     draining: list[NodeView] = field(default_factory=list)
@@ -55,11 +58,18 @@ def unused(node: NodeView) -> bool:
     )
 
 
-def rank(pool: PoolView, now: float) -> tuple[int, bool, bool, float, str]:
-    """Market first; then pools without a recent interruption; then the cheapest known price."""
+def rank(pool: PoolView, now: float) -> Rank:
+    """Market first; then pools without a recent interruption; then the cheapest useful hour.
+
+    A start is paid and does nothing, so an hour on a spot pool that lasts `L` seconds from now on
+    costs its price times `(L + start) / L`. Pools of unknown price come last.
+    """
     price = pool.price_usd_per_hour
     recent = pool.interrupted_at is not None and now - pool.interrupted_at < POOL_COOLDOWN_S
-    return (MARKET_RANK[pool.market], recent, price is None, price or 0.0, pool.name)
+    cost = price or 0.0
+    if cost and (seen := pool.spot) is not None:
+        cost *= 1 + pool.start_s / seen.hazards.expected_up_s(seen.age_s if seen.up else 0.0)
+    return (MARKET_RANK[pool.market], recent, price is None, cost, pool.name)
 
 
 def is_down(pool: PoolView, now: float) -> bool:

@@ -28,7 +28,10 @@ class Supply:
 
     def __init__(self, view: FleetView, occupied: Collection[str] = ()) -> None:
         self.view = view
-        self.pools = {pool.name: PoolStock(pool, promised=pool.promised) for pool in view.pools}
+        self.pools = {
+            pool.name: PoolStock(pool, rank(pool, view.now), promised=pool.promised)
+            for pool in view.pools
+        }
         self.node: dict[str, NodeView] = {}
         self.held: dict[str, dict[str, list[str]]] = {}
         """Job -> pool -> hosts."""
@@ -54,7 +57,7 @@ class Supply:
         for stock in self.pools.values():
             stock.free.reverse()  # taken from the end: those that were asked for first
             self._usd_per_hour += stock.price * (len(stock.nodes) + stock.promised)
-        self.order = sorted(self.pools.values(), key=lambda stock: rank(stock.view, view.now))
+        self.order = sorted(self.pools.values(), key=lambda stock: stock.rank)
         self._changes: Counter[str] = Counter()
         """How often something was given in a domain; "" is in any."""
         self._closed: dict[str, str | None] = {}
@@ -72,9 +75,7 @@ class Supply:
         key = (tuple(sorted(resources.items())), span_any)
         found = self._fitting.get(key)
         if found is None:
-            found = self._fitting[key] = Fitting(
-                self.order, resources, span_any=span_any, now=self.view.now
-            )
+            found = self._fitting[key] = Fitting(self.order, resources, span_any=span_any)
         return found
 
     def hold(self, job: str, hosts: Collection[str]) -> None:

@@ -120,7 +120,7 @@ def test_a_job_leaves_a_market_that_vanishes_and_comes_back_without_a_gap(platfo
     assert back["up"] <= cloud["notice"], "made before broken"
     assert cloud["notice"] <= cloud["gone"]
     moves = [d for d in platform.decisions() if d.subject == "nomad" and d.kind == "move"]
-    assert moves and "spot-a instead of 1 host(s)" in moves[-1].why
+    assert any("spot-a instead of 1 host(s)" in move.why for move in moves)
     drains = [d for d in platform.decisions() if d.kind == "drain"]
     assert drains and drains[-1].subject.startswith("cloud-")
 
@@ -158,7 +158,7 @@ def test_a_job_comes_home_when_that_pays_and_gives_its_host_to_who_matters_more(
     seen = len(training.starts())
     training.wait_on("rack", since=seen)
     moves = [d.why for d in platform.decisions() if d.subject == "traveller" and d.kind == "move"]
-    assert moves and "home saves" in moves[-1]
+    assert any("home saves" in why for why in moves)
     spot = max(node_events(platform, "spot-a").values(), key=lambda e: e["requested"])
     rack = max(node_events(platform, "rack").values(), key=lambda e: e["requested"])
     assert rack["up"] <= spot["notice"], "made before broken"

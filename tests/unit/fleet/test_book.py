@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rayburst.checkpoint.store import ObjectStore
@@ -104,7 +106,10 @@ def test_the_queue_shows_who_runs_and_who_waits_for_what():
         job_line(unplanned, None, []),
     ]
     assert [line.state for line in lines] == ["waits", "unplanned"]
-    text = str(JobQueue(lines, now=0.0))
+    first = replace(lines[0], job="first")
+    text = str(JobQueue([lines[1], first, lines[0]], now=0.0))
+    places = [text.index(f" {job} ") for job in ("first", "j", "s")]
+    assert places == sorted(places), "in turn, the unplanned last"
     assert "no domain has room" in text and "0 of 1 to 2" in text and "0.0000 of 1.00" in text
 
 

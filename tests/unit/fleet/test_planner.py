@@ -7,6 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayburst.fleet.hazards import BINS, Hazards
 from rayburst.fleet.jobs import JobView
 from rayburst.fleet.packing import LabelRule, Request, RequestKind
 from rayburst.fleet.planner import DRAIN_VISIBLE_S, plan_fleet, without_planned
@@ -21,10 +22,12 @@ from rayburst.fleet.view import (
     NodeState,
     NodeView,
     PoolView,
+    SpotRates,
 )
 from rayburst.train.grants import Ask, Grant
 
 NOW = 1_000.0
+HOUR = 3600.0
 CPU = Request(resources={"CPU": 1})
 ON_DEMAND = LabelRule(key="rayburst.io/market", values=frozenset({"on-demand"}))
 
@@ -146,6 +149,22 @@ def test_a_pool_that_was_interrupted_lately_comes_after_its_neighbours():
 def test_unknown_prices_come_last_in_their_market():
     pools = (pool("mystery", Market.SPOT, None), pool("known", Market.SPOT, 9.0))
     assert caps(view(pools=pools), CPU) == {"mystery": 0, "known": 1}
+
+
+def test_a_spot_pool_that_lasts_comes_before_one_that_is_little_cheaper():
+    """Starts of 300 s: one ends every hour, the other every ten hours; 5% are not worth that."""
+    lasting = {
+        name: SpotRates(
+            up=True, age_s=HOUR, hazards=Hazards(up=(1 / s,) * BINS, down=(1 / s,) * BINS)
+        )
+        for name, s in (("brief", HOUR), ("long", 10 * HOUR))
+    }
+    for price, opened in ((0.95, "long"), (0.90, "brief")):
+        pools = tuple(
+            replace(pool(name, Market.SPOT, usd), start_s=300.0, spot=lasting[name])
+            for name, usd in (("brief", price), ("long", 1.0))
+        )
+        assert caps(view(pools=pools), CPU)[opened] == 1
 
 
 def test_idle_hosts_are_given_back_but_not_those_that_something_needs():
