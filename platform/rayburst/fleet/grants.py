@@ -66,7 +66,7 @@ def _settled(
         for stock in supply.order
     )
     for stake in stakes:
-        home = homeward(stake) if has_home else None
+        home = homeward(stake) if has_home or stake.is_homebound else None
         if home is not None and purse.affords(stake.job, home.pools):
             supply.take_back(stake.job.id)
             stake.pools.clear()

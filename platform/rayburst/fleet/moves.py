@@ -37,6 +37,15 @@ class Stake:
         return self.site.job
 
     @property
+    def is_homebound(self) -> bool:
+        """Whether it has owned hosts beside those that it is given: a move home has begun."""
+        pools = self.site.supply.pools
+        return any(
+            pools[pool].view.market is Market.ON_PREM and pool not in self.pools
+            for pool in self.site.supply.has_of(self.job.id)
+        )
+
+    @property
     def least(self) -> int:
         """The workers that it must have at least: its least, or its floor."""
         return max(self.site.least, min(self.job.terms.floor, self.site.ask.most))

@@ -6,6 +6,7 @@
 | `DataParallelTrainer._initialize_and_run_controller` | the only place that takes our policies |
 | `ElasticScalingPolicy` and its underscored methods | to leave out nodes that drain or are dead |
 | `_AutoscalingCoordinatorActor.get_reserved_resources(recompute)` | it looks every 20 s itself |
+| `WorkerGroupState.shutdown` | a job that waits must not hold the nodes of its last group |
 | `DefaultFailurePolicy` | a lost machine is retried, a user's mistake is not |
 | `ray._private.state.state.get_draining_nodes` | the only view of drains and their deadlines |
 | `ray._private.state.available_resources_per_node` | growth needs what is free, not what exists |
@@ -218,6 +219,7 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
         self._granted = Granted(submission_id, kv_get=kv_get, kv_put=kv_put, clock=time.time)
         self._first_asked_s: float | None = None
         self._has_run = False
+        self._group: Any = None  # the WorkerGroupState of the last group
         self._starts_in_a_row = 0
         self._asked_to_leave_s: float | None = None
         self._resize_key = ""
@@ -237,12 +239,25 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
             decision.num_workers = max(least, decision.num_workers - self._starts_in_a_row)
             self._starts_in_a_row += 1
             return decision
+        self._let_go()
         time.sleep(_IDLE_PAUSE_S)  # the controller asks again at once, without a pause of its own
         return NoopDecision()
+
+    def _let_go(self) -> None:
+        """While a job waits for its grant, free the nodes that its last group ran on.
+
+        Ray's controller holds them until the next start, though nothing runs there: whoever the
+        planner gave them to would wait for ever. It then shuts the group down again, as one that
+        has crashed.
+        """
+        group, self._group = self._group, None
+        if group is not None and self._granted.has_planner:
+            group.shutdown()
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> Any:
+        self._group = worker_group_state
         self._has_run, self._starts_in_a_row = True, 0
         self._maybe_send_resource_request()
         used = {worker.metadata.node_id for worker in worker_group_state.workers}

@@ -56,9 +56,14 @@ class Granted:
             self._put(ask_key(self._id), ask.to_json())
             self._told = ask
 
+    @property
+    def has_planner(self) -> bool:
+        """Whether somebody grants this run its nodes."""
+        return bool(self._id) and self._get(PLANNER_KEY) is not None
+
     def inside(self, hosts: Mapping[str, str]) -> set[str] | None:
         """The nodes that are granted to this run; None where nobody grants it any."""
-        if not self._id or self._get(PLANNER_KEY) is None:
+        if not self.has_planner:
             return None
         return set(hosts) - self.outside(hosts)
 

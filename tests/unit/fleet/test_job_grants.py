@@ -188,6 +188,21 @@ def test_coming_home_is_make_before_break_and_only_when_it_pays():
         assert bool(w.actions(ActionKind.MOVE)) is comes
 
 
+def test_a_move_that_has_begun_goes_on_until_it_is_done():
+    """The only owned host is on its way: it is the job's own, and there is no other room."""
+    job = WorldJob("a", steps=40_000)
+    rack, spot = replace(POOLS[0], max_hosts=0), replace(POOLS[1], max_hosts=1)
+    w = world(job, pools=[rack, spot], tick_s=1.0, launch_s=2.0).run(100)
+    w.pools[0] = replace(POOLS[0], max_hosts=1)
+    decided = []
+    for _ in range(60):
+        w.step()
+        decided.append(dict(job.grant.pools))
+    assert decided == [{"rack": 1}] * 60
+    assert w.held("a") == ["rack"]
+    assert [what for _, what, _ in w.log] == ["launched", "launched", "drain", "drained"]
+
+
 def test_a_job_whose_work_is_unknown_is_measured_first():
     job = WorldJob("a", steps=500, most=2, measured=False, terms=Terms(deadline=5000))
     w = world(job, pools=POOLS[1:], dry=lambda name, now: name.startswith("spot") and now < 300)

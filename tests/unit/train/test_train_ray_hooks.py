@@ -23,6 +23,7 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
+from ray.train.v2._internal.execution.worker_group import state as group_state
 from ray.train.v2._internal.execution.worker_group import worker_group
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
@@ -56,6 +57,11 @@ TOUCHED = {
         _AutoscalingCoordinatorActor.get_reserved_resources,
         "f349102f93addb5a",
     ),
+    "TrainController._shutdown_worker_group": (
+        TrainController._shutdown_worker_group,
+        "c3dcbf9a39d68ba9",
+    ),
+    "WorkerGroupState.shutdown": (group_state.WorkerGroupState.shutdown, "ef71b08a2800a29d"),
     "WorkerGroup.shutdown": (worker_group.WorkerGroup.shutdown, "293ac6b64e41352d"),
     "BackendSetupCallback": (backend_setup.BackendSetupCallback, "38e8071f7d58c659"),
 }
@@ -309,6 +315,24 @@ def test_a_job_starts_on_the_hosts_of_its_grant_and_waits_without_one(
         scaling_config=job.scaling_config, num_workers=1
     )
     assert selector == {"rayburst.io/host": "in(host-2)"}
+
+
+def test_a_job_that_waits_frees_the_nodes_of_its_last_group(
+    job: hooks.DrainAwarePolicy, cluster: Cluster
+) -> None:
+    ended: list[str] = []
+    group = cluster.group("n2")
+    group.shutdown = lambda: ended.append("n2")
+    cluster.kv["planner"] = b'["host-2"]'
+    cluster.kv["jobs/job-1/grant"] = Grant(hosts=("host-2",), pools={"host": 1}).to_json()
+    running(job, group)
+    assert start(job, cluster) == 1
+    assert ended == [], "the controller ends it before the next start"
+    running(job, group)
+    cluster.kv["jobs/job-1/grant"] = Grant().to_json()
+    for _ in range(2):
+        assert isinstance(job.make_decision_for_non_running_worker_group(), NoopDecision)
+    assert ended == ["n2"]
 
 
 def test_a_job_counts_its_granted_nodes_whoever_the_coordinator_gave_them_to(
