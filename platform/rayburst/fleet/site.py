@@ -160,7 +160,7 @@ class Site:
             if (wish := self.fill(domain, workers, markets)).workers >= self.least:
                 return wish
         question = (self.fitting, self.least, markets)
-        owns = any(self.supply.pools[p].view.market in markets for p in self._has())
+        owns = any([self.supply.pools[p].view.market in markets for p in self._has()])
         if not owns and question in self.supply.in_vain:
             return NOTHING
         found, looked, here = NOTHING, 0, self.lives_in()
@@ -182,5 +182,7 @@ class Site:
         pools = self._has()
         if self.span_any:
             return [""] if pools and "" in self.domains else []
-        found = (self.supply.pools[pool].view.domain for pool in pools)
+        if not pools:
+            return []
+        found = [self.supply.pools[pool].view.domain for pool in pools]
         return [domain for domain in dict.fromkeys(found) if domain in self.domains]

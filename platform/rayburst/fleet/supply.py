@@ -39,6 +39,7 @@ class Supply:
         """Job -> pool -> nodes it was given in this plan that are no hosts yet."""
         self._kept: dict[str, dict[str, int]] = {}
         """Job -> pool -> promised nodes that it was granted before, until it takes them."""
+        self._has_of: dict[str, Mapping[str, int]] = {}
         self._holder: dict[str, str] = {}
         self._usd_per_hour = 0.0
         self._shortest_usd = 0.0
@@ -123,6 +124,7 @@ class Supply:
             for pool, count in pools.items():
                 self.pools[pool].promised += count
         self._kept.clear()
+        self._has_of.clear()
 
     def has(self, job: str, pool: str) -> int:
         """Hosts of a pool that a job has, and nodes on their way to it."""
@@ -136,15 +138,12 @@ class Supply:
 
     def has_of(self, job: str) -> Mapping[str, int]:
         """Pool -> hosts and nodes on their way, for the pools of which a job has any."""
-        held = self.held.get(job)
-        found = {pool: len(hosts) for pool, hosts in held.items()} if held else {}
-        if job not in self._kept and job not in self.coming:
-            return found
-        for by in (self._kept, self.coming):
-            if job in by:
-                for pool, count in by[job].items():
-                    found[pool] = found.get(pool, 0) + count
-        return {pool: count for pool, count in found.items() if count}
+        found = self._has_of.get(job)
+        if found is None:
+            pools = [p for by in (self.held, self._kept, self.coming) for p in by.get(job, ())]
+            found = {pool: count for pool in pools if (count := self.has(job, pool))}
+            self._has_of[job] = found
+        return found
 
     def state_of(self, domain: str) -> int:
         """A number that is another one after anything was given in a domain ("" is all)."""
@@ -195,6 +194,7 @@ class Supply:
     def add(self, stock: PoolStock, count: int, job: str) -> int:
         """Give a job up to `count` more nodes: free ones, those on their way, launches."""
         self._changed(stock)
+        self._has_of.pop(job, None)
         pool, kept = stock.view.name, self._kept.get(job, {})
         on_their_way = min(count, kept.get(pool, 0))
         if on_their_way:
@@ -215,6 +215,7 @@ class Supply:
 
     def take_back(self, job: str) -> None:
         """Undo what a job was given that is no host yet; hosts it keeps."""
+        self._has_of.pop(job, None)
         for pool, count in self.coming.pop(job, {}).items():
             stock = self.pools[pool]
             self._changed(stock)
