@@ -32,10 +32,17 @@ from rayburst.fleet.files import read_json
 from rayburst.fleet.layout import FleetDir, FleetState
 from rayburst.fleet.pools import open_pools
 
-_LOOK_S = 2.0
+_LOOK_S = 5.0
 _SETTLE_S = 60.0
 _SAMPLE_S = 10.0
 _RPC_S = 5.0
+# Ray's head keeps 100,000 finished tasks; to render those every time takes half a core.
+_LIVING = (("state", "=", "ALIVE"),)
+_UNDER_WAY = (
+    ("state", "!=", "FINISHED"),
+    ("state", "!=", "FAILED"),
+    ("type", "=", "NORMAL_TASK"),
+)
 _LOG = logging.getLogger("rayburst.bookkeeper")
 
 
@@ -116,7 +123,8 @@ class Bookkeeper:
         }
         if not nodes:
             return {}
-        return read_holds(ask.state("actors"), ask.state("tasks"), ask.jobs(), nodes, now_ms=now_ms)
+        actors, tasks = ask.state("actors", *_LIVING), ask.state("tasks", *_UNDER_WAY)
+        return read_holds(actors, tasks, ask.jobs(), nodes, now_ms=now_ms)
 
     def _count_stored(self, now_ms: int) -> None:
         """One charge a run and period: the bytes it keeps, for the length of a period."""
@@ -148,13 +156,17 @@ class _Asker:
         self._url = url
         self._headers = {"Authorization": f"Bearer {token}"}
 
-    def state(self, kind: str) -> Any:
-        return rows_of(self._get(f"/api/v0/{kind}", {"detail": "true", "limit": "10000"}))
+    def state(self, kind: str, *wanted: tuple[str, str, str]) -> Any:
+        """Rows for which all of `wanted`, each a (field, "=" or "!=", value), hold."""
+        asked: dict[str, Any] = {"detail": "true", "limit": "10000"}
+        for place, name in enumerate(("filter_keys", "filter_predicates", "filter_values")):
+            asked[name] = [one[place] for one in wanted]
+        return rows_of(self._get(f"/api/v0/{kind}", asked))
 
     def jobs(self) -> Any:
         return self._get("/api/jobs/", {})
 
-    def _get(self, path: str, params: Mapping[str, str]) -> Any:
+    def _get(self, path: str, params: Mapping[str, Any]) -> Any:
         reply = requests.get(self._url + path, params=params, headers=self._headers, timeout=_RPC_S)
         reply.raise_for_status()
         return reply.json()

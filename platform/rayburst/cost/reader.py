@@ -18,7 +18,7 @@ from rayburst.cost.entries import Owner
 from rayburst.cost.facts import Charge, Facts
 from rayburst.cost.usage import UsageLog
 from rayburst.fleet.events import EventLog
-from rayburst.train import runlog
+from rayburst.train.runlog import RunLogReader
 
 CHARGES = "charges/"
 _RUNS = "runs"
@@ -32,6 +32,7 @@ class FactReader:
         self._events = EventLog(store, spool=spool)
         self._usage = usage or UsageLog(store)
         self._charges: dict[str, Charge] = {}
+        self._logs: dict[str, RunLogReader] = {}
 
     def read(self) -> Facts:
         """All facts there are now. Raises StoreError when the store is away."""
@@ -43,7 +44,10 @@ class FactReader:
         )
 
     def _runs(self) -> dict[str, list[dict[str, Any]]]:
-        return {name: runlog.read(self._store, name) for name in self._store.folders(_RUNS)}
+        for name in self._store.folders(_RUNS):
+            if name not in self._logs:
+                self._logs[name] = RunLogReader(self._store.child(f"{_RUNS}/{name}"))
+        return {name: log.read() for name, log in self._logs.items()}
 
     def _read_charges(self) -> list[Charge]:
         for info in self._store.list(CHARGES):

@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -30,6 +30,9 @@ from rayburst.fleet.layout import FleetDir
 from rayburst.fleet.spec import default_path
 from rayburst.report.gaps import gap_after
 from rayburst.sdk import Job, Platform, connect
+
+if TYPE_CHECKING:
+    from rayburst.train.runlog import RunLogReader
 
 NOTICE_S = 20.0
 STEPS = 250
@@ -73,17 +76,20 @@ def _checkout() -> Path:
 
 
 def _acts(story: Story, fleet: FleetDir, platform: Platform, job_file: Path) -> dict[str, Any]:
+    from rayburst.train.runlog import RunLogReader
+
     run = f"demo-{int(story.started)}"
-    story.where = lambda: _where(platform, run)
+    log = RunLogReader(platform.store().child(f"runs/{run}"))
+    story.where = lambda: _where(platform, log)
     with story.act("Train: on-prem first, then spot"):
         job = platform.submit(_entrypoint(job_file, run), working_dir=None)
         story.say(f"job {job.id}: {shlex.join(['python', 'jobs/train_lm.py', '--run', run])}")
-        _until_burst(story, platform, job, run)
+        _until_burst(story, platform, job, log)
     with story.act("Lose two spot nodes"):
-        _lose(story, platform, job, run, kind="notice", notice_s=NOTICE_S)
-        _lose(story, platform, job, run, kind="cut", notice_s=0.0)
+        _lose(story, platform, job, log, kind="notice", notice_s=NOTICE_S)
+        _lose(story, platform, job, log, kind="cut", notice_s=0.0)
     with story.act("Finish"):
-        training = _until_done(story, platform, job, run)
+        training = _until_done(story, job, log)
         story.say(
             f"validation {training['val_bits_per_byte']:.2f} bits per byte, "
             f"order-0 entropy {training['order0_bits_per_byte']:.2f}"
@@ -92,7 +98,7 @@ def _acts(story: Story, fleet: FleetDir, platform: Platform, job_file: Path) -> 
         load = _serve(story, platform, fleet, run)
     with story.act("Count"):
         report = _report(story, platform, job, run, training, load)
-        _write(fleet, platform, run, report)
+        _write(fleet, platform, log, report)
     return report
 
 
@@ -103,20 +109,14 @@ def _entrypoint(job_file: Path, run: str) -> str:
     return shlex.join(["python", str(job_file), *words])
 
 
-def _log(platform: Platform, run: str) -> list[dict[str, Any]]:
-    from rayburst.train import runlog
-
-    return runlog.read(platform.store(), run)
-
-
-def _where(platform: Platform, run: str) -> str:
+def _where(platform: Platform, log: RunLogReader) -> str:
     """Where things stand: nodes by market and state, the newest step."""
     counts: dict[str, int] = {}
     for node in platform.fleet().nodes:
         key = f"{node.market} {node.state}"
         counts[key] = counts.get(key, 0) + 1
     parts = [f"{count} {key}" for key, count in sorted(counts.items())]
-    if steps := [r for r in _log(platform, run) if r["kind"] == "step"]:
+    if steps := [r for r in log.read() if r["kind"] == "step"]:
         last = steps[-1]
         parts.append(f"step {last['step']} of {STEPS}, {last['world']} workers")
     return f" ({'; '.join(parts)})" if parts else ""
@@ -128,13 +128,12 @@ def _check(job: Job) -> None:
         raise DemoError(f"the training job is {status}: {job.message}\n{tail}")
 
 
-def _hosts_training(platform: Platform, run: str) -> dict[str, str]:
+def _hosts_training(log: RunLogReader) -> dict[str, str]:
     """Hosts of the newest worker group that have finished a step, with their markets."""
-    log = _log(platform, run)
     hosts: dict[int, tuple[str, str]] = {}
     world = 0
     stepped: set[int] = set()
-    for record in log:
+    for record in log.read():
         if record["kind"] == "start":
             if record["world"] != world:
                 hosts, stepped, world = {}, set(), record["world"]
@@ -145,7 +144,7 @@ def _hosts_training(platform: Platform, run: str) -> dict[str, str]:
     return {host: market for rank, (host, market) in hosts.items() if rank in stepped}
 
 
-def _until_burst(story: Story, platform: Platform, job: Job, run: str) -> None:
+def _until_burst(story: Story, platform: Platform, job: Job, log: RunLogReader) -> None:
     shown: set[str] = set()
 
     def both_markets() -> dict[str, str] | None:
@@ -154,7 +153,7 @@ def _until_burst(story: Story, platform: Platform, job: Job, run: str) -> None:
             if node.node not in shown and node.state == "up":
                 shown.add(node.node)
                 story.say(f"node {node.node} ({node.market}) is up")
-        hosts = _hosts_training(platform, run)
+        hosts = _hosts_training(log)
         markets = list(hosts.values())
         return hosts if "on-prem" in markets and markets.count("spot") >= 2 else None
 
@@ -163,12 +162,18 @@ def _until_burst(story: Story, platform: Platform, job: Job, run: str) -> None:
 
 
 def _lose(
-    story: Story, platform: Platform, job: Job, run: str, *, kind: str, notice_s: float
+    story: Story,
+    platform: Platform,
+    job: Job,
+    log: RunLogReader,
+    *,
+    kind: str,
+    notice_s: float,
 ) -> None:
     def victim() -> str | None:
         _check(job)
         living = {n.node for n in platform.fleet().nodes if n.state == "up"}
-        spot = [h for h, market in _hosts_training(platform, run).items() if market == "spot"]
+        spot = [h for h, market in _hosts_training(log).items() if market == "spot"]
         return next((host for host in sorted(spot) if host in living), None)
 
     node = story.wait("a spot node that trains", victim, timeout_s=120)
@@ -184,7 +189,7 @@ def _lose(
 
     def back() -> Any:
         _check(job)
-        return gap_after(_log(platform, run), node=node, t=t)
+        return gap_after(log.read(), node=node, t=t)
 
     gap = story.wait("training to go on without it", back, timeout_s=150)
     story.say(
@@ -197,12 +202,12 @@ def _lose(
     )
 
 
-def _until_done(story: Story, platform: Platform, job: Job, run: str) -> dict[str, Any]:
+def _until_done(story: Story, job: Job, log: RunLogReader) -> dict[str, Any]:
     last = {"step": -1}
 
     def done() -> bool | None:
         _check(job)
-        steps = [r for r in _log(platform, run) if r["kind"] == "step"]
+        steps = [r for r in log.read() if r["kind"] == "step"]
         if steps and steps[-1]["step"] >= last["step"] + 50:
             last["step"] = steps[-1]["step"]
             story.say(
@@ -212,13 +217,13 @@ def _until_done(story: Story, platform: Platform, job: Job, run: str) -> dict[st
         return True if job.status == "SUCCEEDED" else None
 
     story.wait("the last step", done, timeout_s=420)
-    log = _log(platform, run)
-    end = next((r for r in reversed(log) if r["kind"] == "end"), None)
+    records = log.read()
+    end = next((r for r in reversed(records) if r["kind"] == "end"), None)
     if end is None:
         raise DemoError("the job succeeded but its run log has no end")
     return {
         "steps": end["step"],
-        "world_sizes": sorted({r["world"] for r in log if r["kind"] == "step"}),
+        "world_sizes": sorted({r["world"] for r in records if r["kind"] == "step"}),
         "val_bits_per_byte": end["val_bits_per_byte"],
         "order0_bits_per_byte": end["order0_bits_per_byte"],
     }
@@ -285,14 +290,14 @@ def _report(
     }
 
 
-def _write(fleet: FleetDir, platform: Platform, run: str, report: dict[str, Any]) -> None:
+def _write(fleet: FleetDir, platform: Platform, log: RunLogReader, report: dict[str, Any]) -> None:
     from rayburst.report.demo import render
 
     folder = fleet.path / "demo"
     folder.mkdir(exist_ok=True)
     (folder / "report.json").write_text(json.dumps(report, indent=2))
     events = [asdict(e) for e in platform.events() if e.t >= report["started"]]
-    html = render(report, node_events=events, run_log=_log(platform, run))
+    html = render(report, node_events=events, run_log=log.read())
     (folder / "report.html").write_text(html)
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import StoreError
 
-__all__ = ["FLUSH_INTERVAL_S", "RunLog", "read", "read_folder"]
+__all__ = ["FLUSH_INTERVAL_S", "RunLog", "RunLogReader", "read", "read_folder"]
 
 FLUSH_INTERVAL_S = 1.0
 _READERS = 8
@@ -147,13 +147,33 @@ def read_folder(folder: ObjectStore) -> list[Record]:
 
     A line that is cut off (a local folder on a full disk) is left out and reported in the log.
     """
-    records: list[Record] = []
-    keys = [item.key for item in folder.list(_FOLDER) if item.key.endswith(".jsonl")]
-    with ThreadPoolExecutor(_READERS) as pool:
-        for key, body in zip(keys, pool.map(folder.get, keys), strict=True):
-            for line in body.splitlines():
-                try:
-                    records.append(json.loads(line))
-                except json.JSONDecodeError:
-                    _logger.warning("%s/%s holds a line that is no JSON", folder.uri, key)
-    return sorted(records, key=lambda record: float(record["t"]))
+    return RunLogReader(folder).read()
+
+
+class RunLogReader:
+    """Reads a run's folder again and again: every object of its log is fetched once."""
+
+    def __init__(self, folder: ObjectStore) -> None:
+        self._folder = folder
+        self._fetched: dict[tuple[str, int], list[Record]] = {}
+
+    def read(self) -> list[Record]:
+        """As `read_folder`. The records are shared between calls: leave them as they are."""
+        infos = [info for info in self._folder.list(_FOLDER) if info.key.endswith(".jsonl")]
+        # A write whose answer was lost is done again with more lines: the size tells them apart.
+        listed = [(info.key, info.size_bytes) for info in infos]
+        missing = [one for one in listed if one not in self._fetched]
+        if missing:
+            with ThreadPoolExecutor(_READERS) as pool:
+                bodies = pool.map(self._folder.get, [key for key, _ in missing])
+                for one, body in zip(missing, bodies, strict=True):
+                    self._fetched[one] = list(self._records(one[0], body))
+        records = [record for one in listed for record in self._fetched[one]]
+        return sorted(records, key=lambda record: float(record["t"]))
+
+    def _records(self, key: str, body: bytes) -> Iterator[Record]:
+        for line in body.splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                _logger.warning("%s/%s holds a line that is no JSON", self._folder.uri, key)

@@ -135,3 +135,21 @@ def test_write_does_not_wait_for_a_store_that_hangs(store: ObjectStore) -> None:
 def test_a_cut_off_line_is_left_out(store: ObjectStore) -> None:
     store.put("runs/r/log/1-0-000000.jsonl", b'{"t": 1, "kind": "start"}\n{"t": 2, "ki')
     assert [r["t"] for r in runlog.read(store, "r")] == [1]
+
+
+def test_a_reader_fetches_each_object_once_and_a_longer_one_again(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = "runs/r/log/1-0-000000.jsonl", "runs/r/log/1-0-000001.jsonl"
+    store.put(first, b'{"t": 1}\n')
+    reader = runlog.RunLogReader(store.child("runs/r"))
+    assert reader.read() == [{"t": 1}]
+    got: list[str] = []
+    get = ObjectStore.get
+    monkeypatch.setattr(ObjectStore, "get", lambda s, key: got.append(key) or get(s, key))
+    store.put(second, b'{"t": 2}\n')
+    assert [r["t"] for r in reader.read()] == [1, 2]
+    assert [r["t"] for r in reader.read()] == [1, 2]
+    assert got == ["log/1-0-000001.jsonl"]
+    store.put(first, b'{"t": 1}\n{"t": 1.5}\n')  # the first write's answer had been lost
+    assert [r["t"] for r in reader.read()] == [1, 1.5, 2]
