@@ -19,7 +19,7 @@ from rayburst.errors import SpecError
 from rayburst.fleet.decisions import DecisionEvent
 from rayburst.fleet.jobs import JobView, Tenant, Terms, read_terms
 from rayburst.fleet.spec import TenantSpec
-from rayburst.fleet.view import Plan
+from rayburst.fleet.view import Action, ActionKind, Plan
 from rayburst.train.grants import Ask, Grant
 
 
@@ -51,7 +51,7 @@ class Book:
 
     past: Iterable[DecisionEvent] = ()
     _accounts: dict[str, _Account] = field(default_factory=dict)
-    _said: set[tuple[str, str]] = field(default_factory=set)
+    _said: set[tuple[str, str, str]] = field(default_factory=set)
     _terms: dict[str, tuple[Terms, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -127,9 +127,9 @@ class Book:
         new = [
             DecisionEvent(t=now, kind=str(a.kind), subject=a.subject, why=a.why, count=a.count)
             for a in plan.actions
-            if (a.kind, a.subject) not in self._said
+            if a.kind is ActionKind.LAUNCH or _same(a) not in self._said
         ]
-        self._said = {(a.kind, a.subject) for a in plan.actions}
+        self._said = {_same(a) for a in plan.actions}
         for job, grant in plan.grants.items():
             account = self._accounts[job]
             before, account.grant = account.grant, grant
@@ -165,6 +165,15 @@ class Book:
             usd_per_hour=account.usd_per_hour,
             spent_usd=account.spent_usd,
         )
+
+
+def _same(action: Action) -> tuple[str, str, str]:
+    """What is equal while the same is said again, with other numbers in its reason.
+
+    A move to another place is another one. A launch is never the same: each one is for more hosts.
+    """
+    where = action.why.partition(":")[0] if action.kind is ActionKind.MOVE else ""
+    return (action.kind, action.subject, where)
 
 
 def _usd_per_hour(account: _Account, prices: Mapping[str, float | None]) -> float:

@@ -54,6 +54,20 @@ def test_a_decision_is_an_event_once_and_a_changed_grant_always():
     assert kinds == [["queue", "grant"], [], ["grant"], []]
 
 
+def test_a_launch_is_always_an_event_and_a_move_when_its_target_is_another():
+    book = opened()
+    launch = Action(kind=ActionKind.LAUNCH, subject="spot", why="1 node(s) for job j")
+    moves = [
+        Action(
+            kind=ActionKind.MOVE, subject="j", why=f"1 x {pool} instead of 1 host(s): saves {usd}"
+        )
+        for pool, usd in (("rack", 0.12), ("rack", 0.11), ("spot", 0.11))
+    ]
+    plans = [replace(plan(), actions=(launch, move)) for move in moves]
+    kinds = [[d.kind for d in book.enter(one, now, PRICES)] for now, one in enumerate(plans)]
+    assert kinds == [["launch", "move", "grant"], ["launch"], ["launch", "move"]]
+
+
 def test_an_agent_that_is_started_again_goes_on_with_what_was_spent():
     book = opened()
     first = book.enter(plan("spot-1", spot=1), 0.0, PRICES)
