@@ -254,6 +254,8 @@ def _start_head(fleet: FleetDir, state: FleetState) -> None:
         "RAY_enable_autoscaler_v2": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S": "120",
+        # Pools are closed on purpose: else each job's log says every second what Ray would launch.
+        "RAY_SCHEDULER_EVENTS": "0",
         "AUTOSCALER_METRIC_PORT": str(state.ports["metrics"]),
         "RAY_CLOUD_INSTANCE_ID": "head",
         "RAY_NODE_TYPE_NAME": "head",

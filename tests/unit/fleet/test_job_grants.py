@@ -141,6 +141,15 @@ def test_a_budget_is_hard_for_a_job_and_for_a_tenant():
         assert w.hosts == {}
 
 
+def test_no_host_is_taken_whose_shortest_paid_time_the_budget_does_not_reach():
+    """An hour is paid in any case: 0.92 USD."""
+    for budget, launched in ((0.91, set()), (0.93, {"spot-a"})):
+        job = WorldJob("a", steps=100, terms=Terms(budget_usd=budget))
+        w = world(job, pools=[replace(POOLS[1], shortest_paid_s=HOUR)]).run(50)
+        assert kinds(w) == launched
+        assert bool(w.actions(ActionKind.QUEUE)) is not bool(launched)
+
+
 def test_priority_first_then_the_smaller_weighted_share():
     jobs = [
         WorldJob(f"{tenant}{i}", steps=1e5, terms=Terms(tenant=tenant), submitted_at=0)

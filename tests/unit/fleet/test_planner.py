@@ -180,6 +180,14 @@ def test_idle_hosts_are_given_back_but_not_those_that_something_needs():
     assert plan.caps["spot-a"].max == 1, "the cap stays until the host is gone"
 
 
+def test_an_idle_host_stays_for_as_long_as_it_is_paid_for():
+    pools = (replace(POOLS[2], shortest_paid_s=600.0),)
+    for age_s, released in ((599.0, []), (600.0, ["spot-a-1"])):
+        fleet = view(node("spot-a-1", idle_s=500.0, age_s=age_s), pools=pools)
+        actions = plan_fleet(fleet, Demand()).actions
+        assert [a.subject for a in actions if a.kind is ActionKind.RELEASE] == released
+
+
 def test_min_hosts_are_launched_and_never_given_back():
     pools = (pool("rack", Market.ON_PREM, 0.35, most=3, least=1),)
     assert plan_fleet(view(pools=pools), Demand()).caps == {"rack": Caps(min=1, max=1, more=1)}
