@@ -22,6 +22,9 @@ from rayburst.fleet.spec import TenantSpec
 from rayburst.fleet.view import Action, ActionKind, Plan
 from rayburst.train.grants import Ask, Grant
 
+STANDING_S = 185.0
+"""Ray Train renews a standing request before 180 s have passed; so long one outlives its job."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SubmittedJob:
@@ -53,6 +56,7 @@ class Book:
     _accounts: dict[str, _Account] = field(default_factory=dict)
     _said: set[tuple[str, str, str]] = field(default_factory=set)
     _terms: dict[str, tuple[Terms, str]] = field(default_factory=dict)
+    _ended: list[tuple[float, Ask]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for decision in self.past:
@@ -146,8 +150,15 @@ class Book:
         ]
         return tuple(self._close(job, now) for job in gone)
 
+    def lately_ended(self, now: float) -> list[Ask]:
+        """Asks of jobs whose standing requests Ray may still hold, for the trainer was stopped."""
+        self._ended = [one for one in self._ended if now - one[0] < STANDING_S]
+        return [ask for _, ask in self._ended]
+
     def _close(self, job: str, now: float) -> DecisionEvent:
         account = self._accounts[job]
+        if account.ask is not None:
+            self._ended.append((now, account.ask))
         account.grant, account.usd_per_hour, account.is_open = Grant(why="it ended"), 0.0, False
         self._terms.pop(job, None)
         return self._entry(job, account, now, "end")

@@ -59,7 +59,10 @@ class Desk:
         asks = {job.id: body for job in jobs if (body := found.get(ask_key(job.id)))}
         self._views = book.views(jobs, asks, now)
         return Demand(
-            requests=ray.requests, jobs=self._views, tenants=book.tenants(self._spec.tenants)
+            requests=ray.requests,
+            jobs=self._views,
+            ended=book.lately_ended(now),
+            tenants=book.tenants(self._spec.tenants),
         )
 
     def publish(self, plan: Plan, prices: Mapping[str, float | None], now: float) -> None:

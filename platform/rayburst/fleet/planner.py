@@ -35,7 +35,7 @@ from rayburst.fleet.view import (
     NodeView,
     Plan,
 )
-from rayburst.train.grants import Grant
+from rayburst.train.grants import Ask, Grant
 
 DRAIN_VISIBLE_S = 5.0
 """How long a draining node still counts under its cap: until the autoscaler has seen the drain.
@@ -60,7 +60,7 @@ def plan_fleet(
     occupied = {host for job in demand.jobs if job.ask for host in job.ask.hosts}
     supply = Supply(view, occupied)
     grants, said = grant_jobs(demand, supply, policy or DeadlinePolicy(), span_any=span_any)
-    requests = without_planned(demand.requests, demand.jobs)
+    requests = without_planned(demand.requests, demand.jobs, demand.ended)
     claimed = {h for grant in grants.values() for h in (*grant.hosts, *grant.coming)} | occupied
     unplaced = _place_all(supply, requests, claimed)
     keep = _needed_by_floors(supply, requests, claimed) | claimed
@@ -77,13 +77,17 @@ def plan_fleet(
     )
 
 
-def without_planned(requests: Sequence[Request], jobs: Sequence[JobView]) -> list[Request]:
+def without_planned(
+    requests: Sequence[Request], jobs: Sequence[JobView], ended: Sequence[Ask] = ()
+) -> list[Request]:
     """Requests less those of planned jobs: a trainer asks for its most, whatever it has.
 
     Ray's requests name no job, so as many of a job's shape are taken out as it asks for: standing
     ones, and the bundles of the group that a job with a grant is just starting.
     """
     standing: Counter[object] = Counter()
+    for ask in ended:
+        standing[_shape(ask.resources)] += ask.most
     starting: Counter[object] = Counter()
     for job in jobs:
         if job.ask is not None:

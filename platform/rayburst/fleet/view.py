@@ -14,7 +14,7 @@ from rayburst.fleet.hazards import Hazards
 from rayburst.fleet.jobs import JobView, Tenant
 from rayburst.fleet.packing import Request
 from rayburst.fleet.spec import Market
-from rayburst.train.grants import Grant
+from rayburst.train.grants import Ask, Grant
 
 
 class NodeState(StrEnum):
@@ -112,11 +112,12 @@ class Demand:
     """What Ray reports as pending or standing, and the jobs that say what they need.
 
     A job with an ask is planned by its ask; its trainer's standing requests are taken out of
-    `requests` first.
+    `requests` first; so are those of jobs that `ended` a moment ago, which outlive them in Ray.
     """
 
     requests: Sequence[Request] = ()
     jobs: Sequence[JobView] = ()
+    ended: Sequence[Ask] = ()
     tenants: Mapping[str, Tenant] = field(default_factory=dict)
 
 

@@ -169,7 +169,8 @@ def test_a_job_comes_home_when_that_pays_and_gives_its_host_to_who_matters_more(
     training.wait_on("rack", since=seen)
     moves = [d.why for d in platform.decisions() if d.subject == "traveller" and d.kind == "move"]
     assert any("home saves" in why for why in moves)
-    spot = max(node_events(platform, "spot-a").values(), key=lambda e: e["requested"])
+    left = [e for e in node_events(platform, "spot-a").values() if "notice" in e]
+    spot = max(left, key=lambda e: e["notice"])
     rack = max(node_events(platform, "rack").values(), key=lambda e: e["requested"])
     assert rack["up"] <= spot["notice"], "made before broken"
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rayburst.checkpoint.store import ObjectStore
-from rayburst.fleet.book import Book, SubmittedJob
+from rayburst.fleet.book import STANDING_S, Book, SubmittedJob
 from rayburst.fleet.decisions import DecisionBatch, DecisionEvent, DecisionLog
 from rayburst.fleet.lines import JobQueue, job_line
 from rayburst.fleet.spec import TenantSpec
@@ -99,6 +99,13 @@ def test_a_job_that_ended_pays_no_more_and_its_tenant_remembers():
     assert book.end([], 11.0) == ()
     book.charge(99.0, PRICES)
     assert book.tenants([])["t"].spent_usd == pytest.approx(0.10)
+
+
+def test_the_standing_request_of_a_job_that_was_stopped_is_known_until_ray_forgets_it():
+    book = opened()
+    book.end([], 10.0)
+    assert book.lately_ended(10.0 + STANDING_S - 1) == [ASK]
+    assert book.lately_ended(10.0 + STANDING_S) == []
 
 
 def test_metadata_that_cannot_be_read_is_a_problem_and_not_a_failure():

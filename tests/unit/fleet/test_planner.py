@@ -306,6 +306,7 @@ def test_the_group_that_a_granted_job_is_starting_opens_nothing():
     fleet = view(*[node(host) for host in hosts], pools=POOLS[3:])
     assert without_planned([*gang, *standing], [job]) == []
     assert without_planned([*gang, CPU], [job]) == [CPU], "a task of its shape is another's"
+    assert without_planned([*gang, *standing], [], [ask]) == gang, "it was stopped a moment ago"
     running = replace(job, ask=replace(ask, hosts=hosts))
     assert without_planned([*gang, *standing], [running]) == gang, "so is a group while it runs"
     plan = plan_fleet(fleet, Demand(requests=[*gang, *standing], jobs=[job]))

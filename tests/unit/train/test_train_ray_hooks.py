@@ -17,7 +17,7 @@ from ray.experimental import internal_kv
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.v2._internal.callbacks import backend_setup
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
-from ray.train.v2._internal.execution import context
+from ray.train.v2._internal.execution import context, scaling_policy
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
@@ -28,6 +28,7 @@ from ray.train.v2._internal.execution.worker_group import worker_group
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 
+from rayburst.fleet.book import STANDING_S
 from rayburst.train import _ray_hooks as hooks
 from rayburst.train import losses, versions
 from rayburst.train.granted import Granted
@@ -77,6 +78,10 @@ def test_the_code_under_the_hooks_is_what_was_tested(what: str) -> None:
     touched, expected = TOUCHED[what]
     found = hashlib.blake2b(inspect.getsource(touched).encode(), digest_size=8).hexdigest()
     assert found == expected, WHAT_TO_DO.format(what=what)
+
+
+def test_a_standing_request_is_forgotten_when_the_planner_thinks_so() -> None:
+    assert STANDING_S > scaling_policy.AUTOSCALING_REQUESTS_EXPIRE_TIME_S
 
 
 def test_small_private_functions_keep_their_shape() -> None:
