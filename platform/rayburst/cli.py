@@ -25,6 +25,7 @@ from rayburst.cost.prices_cli import app as prices_app
 from rayburst.errors import RayburstError, SpecError
 from rayburst.fleet.simulate_cli import simulate
 from rayburst.fleet.top_cli import top
+from rayburst.fleet.watch_cli import watch
 from rayburst.serve.keys_cli import app as keys_app
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ app.command()(hardware)
 app.command()(tco)
 app.command()(plan)
 app.command()(top)
+app.command()(watch)
 
 FleetName = Annotated[
     str | None,

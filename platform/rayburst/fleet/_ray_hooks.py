@@ -136,13 +136,17 @@ class Gcs:
         return bool(accepted)
 
 
-def drain_host(gcs: Gcs, host: str, notice: Notice) -> bool:
-    """Drain the Ray node that runs on `host`; False when Ray does not know it or refused."""
+def drain_host(gcs: Gcs, host: str, notice: Notice, *, address: str = "") -> bool:
+    """Drain the Ray node that runs on `host`, or else at `address`.
+
+    False when Ray does not know it, refused or does not answer.
+    """
     from ray.exceptions import RpcError
 
     try:
         for node in gcs.observe().nodes:
-            if node.host == host and node.status is not RayNodeStatus.DEAD:
+            mine = node.host == host if host else node.address == address
+            if mine and node.status is not RayNodeStatus.DEAD:
                 return gcs.drain(node.node_id, why=notice.why, deadline=notice.deadline, idle=False)
     except RpcError:
         return False

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from support import wait_for
 
+from rayburst.dev.cloud.imds import ImdsServer
 from rayburst.errors import FleetExistsError, JobError, NodeNotFoundError, PoolError
 from rayburst.fleet.layout import user_environment
 from rayburst.fleet.pools import open_pools
@@ -185,3 +187,46 @@ def test_an_unmodified_ray_train_example_runs(fleet, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:]
     assert "succeeded" in done.stdout
     assert list(tmp_path.rglob("model.pt"))
+
+
+@pytest.fixture
+def imds():
+    server = ImdsServer(address="127.0.0.1")
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_a_notice_of_ec2s_metadata_service_drains_a_node_of_any_ray_cluster(
+    fleet, platform, submit, imds, tmp_path
+):
+    release = tmp_path / "release"
+    submit(release, 1, "rayburst.io/market=on-demand")
+    wait_for(lambda: list(tmp_path.glob("running-cloud-*")) or None, what="work on a node")
+    (node,) = (n for n in platform.fleet().nodes if n.pool == "cloud" and n.state == "up")
+    words = ["rayburst", "watch", "--address", fleet.read_state().gcs_address]
+    words += ["--node-ip", node.address, "--imds", imds.url, "--rebalance", "900"]
+    env = {**os.environ, **user_environment(fleet, fleet.read_state()), "PYTHONUNBUFFERED": "1"}
+    said = tmp_path / "watch.log"
+    with said.open("wb") as out:
+        watcher = subprocess.Popen([str(BIN / words[0]), *words[1:]], env=env, stdout=out)
+    try:
+        wait_for(lambda: "watches" in said.read_text() or None, what="the watcher")
+        imds.recommend_rebalance(at=time.time())
+        wait_for(
+            lambda: (
+                any(e.node == node.node and e.kind == "draining" for e in platform.events()) or None
+            ),
+            what="the drain on record",
+        )
+        imds.give_notice(deadline=time.time() + 600)
+        wait_for(
+            lambda: said.read_text().count("Ray drains it") == 2 or None,
+            what="another drain, with the nearer deadline",
+        )
+        assert "EC2 takes the spot instance back (terminate)" in said.read_text()
+    finally:
+        watcher.terminate()
+        watcher.wait()
+    platform.interrupt(node.node, notice_s=0, why="the end of the test")
+    release.touch()
