@@ -1,0 +1,106 @@
+"""The first process of a host in a box: sets the host up, starts its sshd, reaps what is orphaned.
+
+Run by `box_init` inside the host's namespaces, with the box's folder and the host's name, address
+and gateway as JSON. Says `here`, waits for its network, says `up` when its sshd answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rayburst.dev.cloud.box_init import ip
+from rayburst.errors import StartError
+
+_KEPT = Path("/run/box")
+_HOME = Path("/run/home")
+_SSHD = """\
+Port 22
+ListenAddress {address}
+HostKey /run/box/host_key
+AuthorizedKeysFile /run/box/key.pub
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+UsePAM no
+StrictModes no
+PidFile none
+"""
+
+
+def main(folder: Path, name: str, address: str, gateway: str) -> None:
+    kept = {file: (folder / file).read_bytes() for file in ("host_key", "key.pub")}
+    _say("here")
+    sys.stdin.readline()
+    socket.sethostname(name)
+    _mounts(kept, name, address)
+    ip("link", "set", "lo", "up")
+    ip("addr", "add", f"{address}/24", "dev", "eth0")
+    ip("link", "set", "eth0", "up")
+    ip("route", "add", "default", "via", gateway)
+    (_KEPT / "sshd_config").write_text(_SSHD.format(address=address))
+    sshd = subprocess.Popen(
+        ["/usr/sbin/sshd", "-D", "-e", "-f", str(_KEPT / "sshd_config")],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    _wait_for(address, sshd)
+    _say("up")
+    while True:
+        ended, _ = os.wait()
+        if ended == sshd.pid:
+            raise StartError(f"the sshd of host {name} ended")
+
+
+def _mounts(kept: dict[str, bytes], name: str, address: str) -> None:
+    """What is the host's own. All else is this machine's, seen through."""
+    _mount("-t", "proc", "proc", "/proc")
+    for place in ("/tmp", "/run", "/dev/shm"):
+        _mount("-t", "tmpfs", "-o", "mode=1777" if place != "/run" else "mode=755", "tmpfs", place)
+    for folder in (_KEPT, _HOME, Path("/run/sshd")):
+        folder.mkdir(mode=0o700)
+    for key, content in kept.items():
+        (_KEPT / key).write_bytes(content)
+        (_KEPT / key).chmod(0o600)
+    lines = Path("/etc/passwd").read_text().splitlines()
+    users = [line for line in lines if not line.startswith("root:")]
+    own = {
+        "/etc/passwd": "\n".join([f"root:x:0:0:root:{_HOME}:/bin/bash", *users, ""]),
+        "/etc/hosts": f"127.0.0.1 localhost\n{address} {name}\n",
+    }
+    for place, text in own.items():
+        file = _KEPT / Path(place).name
+        file.write_text(text)
+        _mount("--bind", str(file), place)
+    # `ray up` runs its commands through a login shell, whose PATH is the system's own
+    (_HOME / ".profile").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
+    (_HOME / ".bashrc").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
+
+
+def _mount(*words: str) -> None:
+    done = subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise StartError(f"mount {' '.join(words)}: {done.stderr.strip()}")
+
+
+def _wait_for(address: str, sshd: subprocess.Popen[bytes]) -> None:
+    while sshd.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex((address, 22)) == 0:
+                return
+        time.sleep(0.05)
+    raise StartError(f"sshd did not start: it ended with {sshd.returncode}")
+
+
+def _say(word: str) -> None:
+    sys.stdout.write(f"{word}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), **json.loads(sys.argv[2]))
