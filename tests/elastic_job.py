@@ -177,7 +177,7 @@ def end_process() -> None:
 def end_rendezvous() -> None:
     import ray
 
-    from rayburst.train.inplace.link import introduction
+    from rayburst.train.inplace.introduction import introduction
 
     given = introduction()
     if given is not None:

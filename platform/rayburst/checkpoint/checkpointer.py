@@ -54,6 +54,8 @@ Outcome = Literal["started", "waited", "skipped", "superseded"]
 class Options:
     """How a Checkpointer works.
 
+    `is_alone`: this process saves and loads by itself, though it is one rank of a group: for state
+    that it holds whole, while the group's members come and go.
     `code` names the version of the training code, a commit for example; without it rayburst's own.
     """
 
@@ -61,6 +63,7 @@ class Options:
     digest: str = "xxh3-128"
     code: str = f"rayburst {__version__}"
     group_timeout_s: float = 600.0
+    is_alone: bool = False
     reached: Reached = ignore_step
     clock: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
@@ -130,8 +133,9 @@ class Checkpointer:
         self.options = options or Options()
         self.store = uri if isinstance(uri, ObjectStore) else ObjectStore.open(uri)
         self.bandwidth = Bandwidth(self.options.monotonic)
-        self._group = Group(self.options.group_timeout_s)
-        self._control = Group(self.options.group_timeout_s)
+        o = self.options
+        self._group = Group(o.group_timeout_s, is_alone=o.is_alone)
+        self._control = Group(o.group_timeout_s, is_alone=o.is_alone)
         self._ranks = Ranks(self._group)
         self._buffer = HostBuffer()
         self._cache = PlanCache()

@@ -25,14 +25,16 @@ T = TypeVar("T")
 class Group:
     """One gloo group over all ranks of the job, or over `members` of them (their global ranks).
 
-    `rank` and `world` count within the group.
+    `rank` and `world` count within the group. `is_alone`: of this process only.
     """
 
-    def __init__(self, timeout_s: float, members: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, timeout_s: float, members: Sequence[int] | None = None, *, is_alone: bool = False
+    ) -> None:
         self._group: Any = None
         self._timeout_s = timeout_s
         self.rank, self.world, self._first = 0, 1, 0
-        if not (dist.is_available() and dist.is_initialized()):
+        if is_alone or not (dist.is_available() and dist.is_initialized()):
             return
         ranks = list(range(dist.get_world_size()) if members is None else members)
         if len(ranks) > 1:

@@ -36,6 +36,12 @@ class Course:
     hardware: Mapping[str, Any]
     config: Mapping[str, Any]
     versions: Mapping[str, str] = field(default_factory=dict)
+    tokens_per_step: int = 0
+
+    @property
+    def steps(self) -> int:
+        """How many steps the whole run has; 0 for one without an end."""
+        return -(-(self.order.limit or 0) // self.order.global_batch)
 
     def goes_on(self, at: At) -> bool:
         """Whether there are samples left."""

@@ -23,9 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rayburst.errors import ExactModeError
 from rayburst.train.order import rank_slice
+from rayburst.train.run_options import RunOptions
 from rayburst.train.shards import GradientTree
 
-__all__ = ["Engine", "ExactEngine", "FastEngine", "Part"]
+__all__ = ["Engine", "ExactEngine", "FastEngine", "Part", "engine_of"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -225,3 +226,10 @@ class ExactEngine:
                 "they depend on what each worker saw. Use GroupNorm or LayerNorm, freeze them with "
                 ".eval(), or give RunOptions(mode='fast')"
             )
+
+
+def engine_of(model: nn.Module, options: RunOptions, *, rank: int, world: int) -> Engine:
+    """The engine that `options` ask for."""
+    if options.mode == "exact":
+        return ExactEngine(model, rank=rank, world=world, shards=options.shards)
+    return FastEngine(model, rank=rank, world=world, micro_batch=options.micro_batch)

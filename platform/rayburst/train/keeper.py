@@ -53,8 +53,9 @@ class Keeper:
     ) -> None:
         self._where, self._log, self._clock = where, log, clock
         self._every_s, self._retention = every_s, Retention(newest=keep)
-        self.stays = Stays.begin(None, hosts={where.host: where.pool}, now_s=clock())
-        self._checkpoints = Checkpointer(where.folder.child(FOLDER), Options(clock=clock))
+        hosts = {where.place.host: where.place.pool}
+        self.stays = Stays.begin(None, hosts=hosts, now_s=clock())
+        self._checkpoints = self._checkpointer()
         self._pending: SaveHandle | None = None
         self._metrics: Mapping[str, float] = {}
         self._last: Saved | None = None
@@ -63,6 +64,9 @@ class Keeper:
         self._durable: deque[float] = deque(maxlen=_REMEMBERED)
         self._saved_s = clock()
         self._collecting: threading.Thread | None = None
+
+    def _checkpointer(self) -> Checkpointer:
+        return Checkpointer(self._where.folder.child(FOLDER), Options(clock=self._clock))
 
     @property
     def pace(self) -> Pace | None:
@@ -149,10 +153,10 @@ class Keeper:
         Returns None when it was not waited for, or did not succeed. `began_s`: since when training
         has stood still for it.
         """
-        self._begin(state, step, about, metrics, began_s)
+        self._begin(state, step, about=about, metrics=metrics, began_s=began_s)
         return self.settle() if wait else None
 
-    def save_surely(self, state: Mapping[str, Any], *, step: int, **words: Any) -> Saved:
+    def save_surely(self, state: Mapping[str, Any], *, step: int, **words: Any) -> Saved | None:
         """Save and see it committed, as long as that may take. Raises what the last try raised."""
         for _ in range(TRIES - 1):
             self.settle()
@@ -161,15 +165,19 @@ class Keeper:
             self._begin(state, step, **words)
         return self._settled()
 
-    def _begin(
+    def _begin(self, state: Mapping[str, Any], step: int, **words: Any) -> None:
+        self.settle()
+        self._stage(state, step, **words)
+
+    def _stage(
         self,
         state: Mapping[str, Any],
         step: int,
+        *,
         about: Mapping[str, Any],
         metrics: Mapping[str, float],
         began_s: float,
     ) -> None:
-        self.settle()
         self._pending = self._checkpoints.async_save(
             state, step=step, metrics=metrics, when_busy="wait", **about
         )

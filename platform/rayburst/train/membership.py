@@ -31,17 +31,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import NoReturn
-
-import ray
-from ray.exceptions import RayError
+from typing import TYPE_CHECKING, NoReturn
 
 from rayburst.errors import PeerLostError
-from rayburst.train import losses, worker
-from rayburst.train.inplace.link import Introduction, Link, introduction
-from rayburst.train.inplace.messages import QUIET, Arrival, Call, Plan, Pulse
+from rayburst.train import losses
+from rayburst.train.inplace.link import Board, Link
+from rayburst.train.inplace.messages import QUIET, Arrival, Call, Plan, Pulse, Seat
 from rayburst.train.inplace.process_group import ProcessGroup
 from rayburst.train.notices import DEFAULT_MARGIN_S, Agreement, Notice, NoticeWatcher, Verdict
+from rayburst.train.place import Place
+
+if TYPE_CHECKING:  # it loads Ray, which a run outside of it does without
+    from rayburst.train.inplace.introduction import Introduction
 
 __all__ = ["Attempt", "Change", "Membership"]
 
@@ -57,7 +58,7 @@ class Change:
     generation: counts the groups that were built; 0 where groups are not rebuilt in place.
     """
 
-    place: worker.Place | None
+    place: Place | None
     source: int | None = None
     restores: bool = False
     leaves: bool = False
@@ -68,13 +69,14 @@ class Change:
 class Attempt:
     """Keeps the loss of a peer from ending the loop: `broken` says what happened, or is "".
 
-    Other errors pass. Only after the `with` block is the error's traceback gone, and with it what
-    keeps tensors and groups of the broken step alive: call `change` there.
+    Where the group is not rebuilt in place every error passes, and ends this rank. Errors
+    of another kind pass always. Only after the `with` block is the error's traceback gone, and with
+    it what keeps tensors and groups of the broken step alive: call `change` there.
     """
 
-    def __init__(self, is_aborted: Callable[[], bool]) -> None:
+    def __init__(self, group: ProcessGroup | None) -> None:
         self.broken = ""
-        self._is_aborted = is_aborted
+        self._group = group
 
     def __enter__(self) -> Attempt:
         return self
@@ -85,10 +87,10 @@ class Attempt:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        if error is None:
+        if error is None or self._group is None:
             return False
         # of a group that this process itself has broken torch says many things
-        from_abort = isinstance(error, RuntimeError) and self._is_aborted()
+        from_abort = isinstance(error, RuntimeError) and self._group.is_aborted
         if not (from_abort or losses.is_peer_loss(error)):
             return False
         self.broken = f"{type(error).__name__}: {error}"
@@ -101,6 +103,7 @@ class _Tie:
 
     link: Link
     group: ProcessGroup
+    adopt: Callable[[Plan, Seat], Place]
 
 
 class Membership:
@@ -108,26 +111,30 @@ class Membership:
 
     def __init__(
         self,
-        place: worker.Place,
+        place: Place,
         agreement: Agreement,
         *,
         tie: _Tie | None = None,
+        leave_margin_s: float = DEFAULT_MARGIN_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.place = place
         self._agreement = agreement
         self._tie = tie
+        self._leave_margin_s = leave_margin_s
         self._clock = clock
         self._generation = 0
         self._settled = 0  # number of the last call that a plan answered
         self._began_s: float | None = None
-        self._has_place = False
 
     @classmethod
     def open(cls, *, leave_margin_s: float = DEFAULT_MARGIN_S) -> Membership:
         """The membership of this Ray Train worker. `leave_margin_s`: what a step and a checkpoint
         take, for the cases in which the group must save and leave before a deadline.
         """
+        from rayburst.train import worker
+        from rayburst.train.inplace.introduction import introduction
+
         where = worker.place()
         given = introduction()
         if given is None:
@@ -135,24 +142,53 @@ class Membership:
         return cls._in_place(where, given, leave_margin_s)
 
     @classmethod
-    def _in_place(
-        cls, where: worker.Place, given: Introduction, leave_margin_s: float
-    ) -> Membership:
-        host = ray.util.get_node_ip_address()
-        group = ProcessGroup(host=host, timeout_s=given.timeout_s)
-        made: Membership
-        link = Link(
-            given,
-            Pulse(address=group.address, leave_s=leave_margin_s),
-            on_broken=lambda call: made._break(call),
+    def _in_place(cls, where: Place, given: Introduction, leave_margin_s: float) -> Membership:
+        import ray
+
+        from rayburst.train import worker
+        from rayburst.train.inplace import _ray_hooks
+        from rayburst.train.inplace.introduction import ActorBoard
+
+        def adopt(plan: Plan, seat: Seat) -> Place:
+            _ray_hooks.adopt(plan, seat)
+            return worker.place()
+
+        group = ProcessGroup(host=ray.util.get_node_ip_address(), timeout_s=given.timeout_s)
+        return cls.of_group(
+            where,
+            ActorBoard(given.rendezvous),
+            given.member,
+            group=group,
+            adopt=adopt,
+            leave_margin_s=leave_margin_s,
         )
+
+    @classmethod
+    def of_group(
+        cls,
+        where: Place,
+        board: Board,
+        member: str,
+        *,
+        group: ProcessGroup,
+        adopt: Callable[[Plan, Seat], Place],
+        leave_margin_s: float = DEFAULT_MARGIN_S,
+    ) -> Membership:
+        """A member of a group that is rebuilt in place; `member` is its name at the rendezvous.
+
+        `adopt` makes a plan known to whoever else tells rank and world, and gives the new place.
+        """
+        made: Membership
+        pulse = Pulse(address=group.address, leave_s=leave_margin_s)
+        link = Link(board, member, pulse, on_broken=lambda call: made._break(call))
         agreement = Agreement(
             NoticeWatcher(lambda: made._asked_to_leave()),
             clock=time.time,
             poll_every_steps=1,  # looks at what the link's thread has heard
             changes=lambda: made._asked("change", "broken"),
         )
-        made = cls(where, agreement, tie=_Tie(link, group))
+        tie = _Tie(link, group, adopt)
+        made = cls(where, agreement, tie=tie, leave_margin_s=leave_margin_s)
         link.start()
         return made
 
@@ -168,7 +204,16 @@ class Membership:
 
     def attempt(self) -> Attempt:
         """Put everything that talks to peers into `with membership.attempt() as attempt:`."""
-        return Attempt(lambda: self._tie is not None and self._tie.group.is_aborted)
+        return Attempt(self._tie.group if self._tie else None)
+
+    def decline(self) -> None:
+        """Before the first `change`, on all ranks: this function cannot be rebuilt in place."""
+        if self._tie is not None:
+            from rayburst.train import worker
+
+            self.close()
+            self._tie = None
+            self._agreement = worker.agreement(self.place, self._leave_margin_s)
 
     def begin(self, *, wants_checkpoint: bool = False) -> None:
         """Start the exchange of this step; overlaps with what follows."""
@@ -202,7 +247,7 @@ class Membership:
         """
         tie = self._tie
         if tie is None:
-            return self._first_place()
+            return Change(place=self.place, restores=True)  # Ray Train has made the group
         self._agreement.reset()
         self._began_s = None
         while True:
@@ -231,33 +276,22 @@ class Membership:
         if self._tie:
             self._tie.link.stop()
 
-    def _first_place(self) -> Change:
-        """Ray Train has made the group; it cannot be made again."""
-        if self._has_place:
-            lost = PeerLostError("the group broke, and is not rebuilt in place")
-            losses.leave("a peer of this rank was lost", lost)
-        self._has_place = True
-        return Change(place=self.place, restores=True)
-
     def _arrive(self, tie: _Tie, step: int | None) -> Plan:
         arrival = Arrival(step=step, generation=self._generation, address=tie.group.address)
         try:
             plan = tie.link.arrive(arrival)
-        except RayError as error:
-            losses.leave(f"the rendezvous is gone: {error}", error)
+        except PeerLostError as error:
+            losses.leave(str(error), error)
         if plan.kind == "abandon":
             losses.leave(plan.reason, PeerLostError(plan.reason))
         return plan
 
     def _take(self, tie: _Tie, plan: Plan) -> None:
-        from rayburst.train.inplace import _ray_hooks
-
         if plan.seat is None:
             raise PeerLostError(f"a plan without a seat: {plan}")
         self._generation, self._settled = plan.seat.generation, plan.number
         tie.group.build(plan.seat, is_stale=lambda: tie.link.latest.number > plan.number)
-        _ray_hooks.adopt(plan, plan.seat)
-        self.place = worker.place()
+        self.place = tie.adopt(plan, plan.seat)
 
     def _asked(self, *kinds: str) -> bool:
         call = self._tie.link.latest if self._tie else QUIET

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rayburst.train.permutation import permute, words
 
-__all__ = ["Order", "rank_slice", "seed_of"]
+__all__ = ["Order", "order_of", "rank_slice", "seed_of"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -71,3 +72,18 @@ class Order:
             else:
                 out[chosen] = permute(places[chosen], self.samples, seed=self.seed, epoch=epoch)
         return epochs, out
+
+
+def order_of(
+    dataset: Any, *, global_batch: int, seed: int, epochs: int | None, steps: int | None
+) -> Order:
+    """The order of `dataset`, whose end `epochs` or `steps` say. ValueError for both or none."""
+    if (epochs is None) == (steps is None):
+        raise ValueError("batches(): give the end of the run, either epochs=... or steps=...")
+    return Order(
+        samples=len(dataset),
+        global_batch=global_batch,
+        seed=seed,
+        limit=epochs * len(dataset) if epochs is not None else (steps or 0) * global_batch,
+        arrange=getattr(dataset, "arrange", None),
+    )

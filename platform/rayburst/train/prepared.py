@@ -92,6 +92,11 @@ class Prepared:
         for scheduler in self._schedulers:
             scheduler.step()
 
+    def forget_step(self) -> None:
+        """Drop what a step that was not done has left: its gradients, and its engine's module."""
+        self._optimizer.zero_grad(set_to_none=True)
+        self.wrapped.go_through(self.model)
+
     def state(self) -> dict[str, Any]:
         """Everything that belongs to the run, as `load` takes it."""
         model, optimizer = get_state_dict(self.model, self._optimizer)

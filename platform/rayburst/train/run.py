@@ -18,42 +18,46 @@ are lost with a process: before each part Python's, numpy's and torch's generato
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LRScheduler
 
-from rayburst.errors import NonFiniteError, TrainError
+from rayburst.errors import TrainError
 from rayburst.train import versions
 from rayburst.train.course import At, Course
-from rayburst.train.engines import Engine, ExactEngine, FastEngine, Part
+from rayburst.train.engines import Engine, Part, engine_of
 from rayburst.train.feed import Feed, seed_everything
-from rayburst.train.hardware import check_same, hardware_class
-from rayburst.train.keeper import Keeper
-from rayburst.train.notices import Verdict
-from rayburst.train.order import Order, seed_of
+from rayburst.train.hardware import (
+    be_deterministic,
+    check_everyone,
+    hardware_class,
+    this_device,
+)
+from rayburst.train.inplace.handover import hand_over
+from rayburst.train.left_out import LeftOut
+from rayburst.train.lone_keeper import LoneKeeper, keeper_of
+from rayburst.train.membership import Change
+from rayburst.train.order import Order, order_of, seed_of
 from rayburst.train.prepared import Prepared
+from rayburst.train.roll import hosts_of_everyone
 from rayburst.train.run_options import RunOptions
 from rayburst.train.run_report import RunReport, run_report
 from rayburst.train.runlog import RunLog, read_folder
 from rayburst.train.stays import Stays
 from rayburst.train.surroundings import NoticeSource, Surroundings, find_surroundings
 from rayburst.train.teller import Teller
+from rayburst.train.turn import Turn
 
 __all__ = ["Run", "RunOptions", "start_run"]
 
-_SKIPS_IN_A_ROW = 10
-_logger = logging.getLogger(__name__)
 Metrics = Mapping[str, float]
 Measure = Callable[[bool], Metrics]
 
@@ -80,20 +84,6 @@ def start_run(
     return Run(options, where, config=config or {}, measure=measure or (lambda is_last: {}))
 
 
-@dataclass(slots=True)
-class _Turn:
-    """The step under way."""
-
-    batch: range
-    began_s: float
-    waited_s: float = 0.0
-    part: Part | None = None
-    is_ready: bool = False
-    """`backward` was called for the part."""
-    loss: float = math.nan
-    verdict: Verdict | None = None
-
-
 class Run:
     """Made by `start_run`. Every rank calls the same methods in the same order."""
 
@@ -108,28 +98,24 @@ class Run:
     ) -> None:
         self.options, self._where, self._clock = options, where, clock
         self._config, self._measure = dict(config), measure
-        threads = options.threads or (1 if options.mode == "exact" else where.threads)
+        threads = options.threads or (1 if options.mode == "exact" else where.place.threads)
         if threads:
             torch.set_num_threads(threads)
         if options.mode == "exact":
-            _be_deterministic()
+            be_deterministic()
         self._log = RunLog(where.folder, rank=where.rank, world=where.world, clock=clock)
-        self._keeper = Keeper(
-            where,
-            self._log,
-            every_s=options.checkpoint_every_s,
-            keep=options.checkpoints_kept,
-            clock=clock,
-        )
+        self._keeper = keeper_of(where, self._log, options, clock)
         self._at = At()
         self._resumed_from = 0
-        self._turn = _Turn(batch=range(0), began_s=clock())
+        self._turn = Turn(batch=range(0), began_s=clock())
         self._prepared: Prepared | None = None
         self._engine: Engine | None = None
         self._teller: Teller | None = None
         self._metrics: Metrics = {}
+        self._has_state = False
+        self._stays: Stays | None = None
         self._is_stopping = self._is_over = False
-        self._left_out_in_a_row = 0
+        self._left_out = LeftOut(options.on_nonfinite, self._log)
 
     @property
     def rank(self) -> int:
@@ -164,15 +150,21 @@ class Run:
         `schedulers` are stepped after each step of the run. `extras`: other objects with
         `state_dict` and `load_state_dict` whose state belongs to the run.
         """
-        o, w = self.options, self._where
-        model.to(_device())
+        membership = self._where.membership
+        if membership.is_in_place and isinstance(model, FSDPModule):
+            membership.decline()  # a shard that is lost with its rank comes from the store
+            self._keeper.close()
+            self._keeper = keeper_of(self._where, self._log, self.options, self._clock)
+        model.to(this_device())
         self._prepared = Prepared(model, optimizer, schedulers, clip_norm=clip_norm, extras=extras)
-        if o.mode == "exact":
-            self._engine = ExactEngine(model, rank=w.rank, world=w.world, shards=o.shards)
-        else:
-            self._engine = FastEngine(model, rank=w.rank, world=w.world, micro_batch=o.micro_batch)
-        self._prepared.wrapped.go_through(self._engine.module)
+        if not membership.is_in_place:  # else the group meets when all are ready to train
+            self._build_engine(self._prepared)
         return self._prepared.wrapped
+
+    def _build_engine(self, prepared: Prepared) -> None:
+        """For the group as it is."""
+        self._engine = engine_of(prepared.model, self.options, rank=self.rank, world=self.world)
+        prepared.wrapped.go_through(self._engine.module)
 
     def batches(
         self,
@@ -191,22 +183,14 @@ class Run:
         samples a step over all workers. `epochs` or `steps` say where the run ends. `workers`:
         processes that fetch samples, as in DataLoader; `collate` makes a batch of them.
         """
-        if (epochs is None) == (steps is None):
-            raise ValueError("batches(): give the end of the run, either epochs=... or steps=...")
-        prepared, engine = self._needed()
-        limit = epochs * len(dataset) if epochs is not None else (steps or 0) * global_batch
-        order = Order(
-            samples=len(dataset),
-            global_batch=global_batch,
-            seed=seed,
-            limit=limit,
-            arrange=getattr(dataset, "arrange", None),
-        )
+        prepared = self._given()
+        order = order_of(dataset, global_batch=global_batch, seed=seed, epochs=epochs, steps=steps)
         course = self._course(order, dataset)
-        self._resume(course)
-        self._teller = self._made_teller(order, dataset)
+        if not self._start(course):
+            return
 
         def upcoming(position: int) -> Iterator[Part]:
+            _, engine = self._needed()
             while len(batch := order.batch(position)):
                 yield from engine.parts(batch)
                 position = batch.stop
@@ -222,7 +206,8 @@ class Run:
         with closing(feed):
             feed.begin(self._at.samples)
             yield from self._steps(course, feed)
-        self._end(course)
+        if not self._is_over:
+            self._end(course)
 
     def backward(self, loss: Tensor) -> None:
         """Backward pass of `loss`, the mean over the samples of the batch that was given."""
@@ -230,18 +215,20 @@ class Run:
         part = self._turn.part
         if part is None or self._turn.is_ready:
             raise TrainError("run.backward(loss) belongs once into each turn of run.batches()")
-        engine.backward(loss, part)
+        with self._trying():
+            engine.backward(loss, part)
         self._turn.is_ready = True
 
     def step(self) -> bool:
         """After `backward`, in each turn. True when a step of the run was done with it."""
-        part = self._turn.part
-        if part is None or not self._turn.is_ready:
+        turn = self._turn
+        part = turn.part
+        if part is None or not turn.is_ready:
             raise TrainError("run.step() without run.backward(loss) before it in this turn")
-        self._turn.part = None
-        if part.is_last:
+        turn.part = None
+        if part.is_last and not turn.broken:
             self._finish_step()
-        return part.is_last
+        return turn.is_done
 
     def log(self, kind: str = "note", **values: Any) -> None:
         """Add JSON values to the run log, beside the step that was done last."""
@@ -258,80 +245,149 @@ class Run:
         """End the run after this step, with a last checkpoint. Every rank, at the same step."""
         self._is_stopping = True
 
-    def _needed(self) -> tuple[Prepared, Engine]:
-        if self._prepared is None or self._engine is None:
+    def _given(self) -> Prepared:
+        if self._prepared is None:
             raise TrainError("call model = run.prepare(model, optimizer) first")
-        return self._prepared, self._engine
+        return self._prepared
+
+    def _needed(self) -> tuple[Prepared, Engine]:
+        prepared = self._given()
+        if self._engine is None:
+            raise TrainError("run.backward and run.step belong into the loop over run.batches()")
+        return prepared, self._engine
+
+    @contextmanager
+    def _trying(self) -> Iterator[None]:
+        """Around what talks to other ranks: the loss of one ends the step and not the run."""
+        with self._where.membership.attempt() as attempt:
+            yield
+        self._turn.broken = self._turn.broken or attempt.broken
 
     def _course(self, order: Order, dataset: Any) -> Course:
-        prepared, _ = self._needed()
         return Course(
             order=order,
             fingerprint=str(getattr(dataset, "fingerprint", "")),
+            tokens_per_step=order.global_batch * getattr(dataset, "tokens_per_sample", 0),
             options=self.options,
-            hardware=hardware_class(prepared.device),
+            hardware=hardware_class(self._given().device),
             config=self._config,
             versions=versions.recorded(),
         )
 
-    def _made_teller(self, order: Order, dataset: Any) -> Teller:
-        """Once it is known where the run resumes: it says so."""
-        return Teller(
-            self._where.publish if self.rank == 0 else lambda progress: None,
-            world=self.world,
-            resumed_from=self._resumed_from,
-            steps=-(-(order.limit or 0) // order.global_batch),
-            tokens_per_step=order.global_batch * getattr(dataset, "tokens_per_sample", 0),
-            clock=self._clock,
-        )
-
-    def _resume(self, course: Course) -> None:
-        """Take up the newest whole checkpoint, if there is one, and say that training starts."""
-        prepared, _ = self._needed()
+    def _start(self, course: Course) -> bool:
+        """Take up what there is of the run. False when this rank has no place in the group."""
+        if self._where.membership.is_in_place:
+            return self._meet(course)
+        self._where.membership.change(None)
         if self.options.mode == "exact":
-            self._check_hardware(course)
+            check_everyone(course.hardware)
+        self._restore(course)
+        self._watch_stays(self._stays)
+        self._say_where(course, "start")
+        return True
+
+    def _watch_stays(self, before: Stays | None) -> None:
+        """Collective: whoever is not there any more was interrupted."""
+        hosts = hosts_of_everyone(self._where.place)
+        self._keeper.stays = Stays.begin(before, hosts=hosts, now_s=self._clock())
+
+    def _restore(self, course: Course) -> None:
+        """Load the newest whole checkpoint, if there is one."""
+        prepared = self._given()
         loaded = self._keeper.load(prepared.state)
-        saved = Stays.from_json(loaded.data.get("stays")) if loaded else None
-        self._keeper.stays = Stays.begin(saved, hosts=self._hosts(), now_s=self._clock())
+        self._stays = Stays.from_json(loaded.data.get("stays")) if loaded else None
         if loaded is not None:
             uri = f"{self._where.folder.uri}@{loaded.step}"
             self._at = course.resume(uri, loaded.data, loaded.config)
             prepared.load(loaded.state)
             self._metrics = loaded.metrics
-        self._resumed_from = self._at.step
-        w = self._where
-        self._log.write(
-            "start", step=self._at.step, host=w.host, market=w.market, pool=w.pool, node=w.node
+        self._has_state = True
+
+    def _say_where(self, course: Course, kind: str, **words: Any) -> None:
+        """A new group trains from here on."""
+        p = self._where.place
+        if kind == "start":
+            self._resumed_from = self._at.step
+        self._log.move(rank=p.rank, world=p.world)
+        self._log.write(kind, step=self._at.step, **p.words, **words)
+        self._teller = Teller(
+            self._where.publish if p.rank == 0 else lambda progress: None,
+            world=p.world,
+            resumed_from=self._resumed_from,
+            steps=course.steps,
+            tokens_per_step=course.tokens_per_step,
+            clock=self._clock,
         )
 
-    def _hosts(self) -> dict[str, str]:
-        """Every worker's host, and its pool; several on one host count as several."""
-        found: dict[str, str] = {}
-        for host, pool in self._from_everyone((self._where.host, self._where.pool)):
-            several = sum(name.split("#")[0] == host for name in found)
-            found[f"{host}#{several}"] = pool
-        return found
+    def _meet(self, course: Course) -> bool:
+        """In place: a new place in the group, and its state. False: this rank is to return."""
+        prepared, membership = self._given(), self._where.membership
+        kind = "change" if self._has_state else "start"
+        while True:
+            self._engine = None
+            prepared.forget_step()
+            change = membership.change(self._at.step if self._has_state else None)
+            if change.place is None:
+                self._log.write("depart", step=self._at.step, reason=change.reason)
+                self._close()
+                return False
+            with membership.attempt() as attempt:
+                self._take_up(course, change)
+            if not attempt.broken:
+                break
+        self._say_where(course, kind, generation=change.generation, reason=change.reason)
+        if change.leaves:
+            self._leave(course, change.reason)
+        return True
 
-    def _from_everyone(self, mine: Any) -> list[Any]:
-        """What each rank gives, by rank."""
-        if self.world == 1:
-            return [mine]
-        everyone: list[Any] = [None] * self.world
-        dist.all_gather_object(everyone, mine)
-        return everyone
+    def _take_up(self, course: Course, change: Change) -> None:
+        """State from the rank that has it, or from the store."""
+        prepared = self._given()
+        if isinstance(self._keeper, LoneKeeper):
+            self._keeper.regroup()
+        if self.options.mode == "exact":
+            check_everyone(course.hardware)
+        now_s = self._clock()
+        before = Stays.from_json(self._keeper.stays.to_json(now_s)) if self._has_state else None
+        source = 0 if change.restores else change.source
+        if change.restores and self.rank == 0:
+            self._restore(course)
+            before = self._stays
+        if source is not None and self.world > 1:
+            mine = self._carried(before) if self.rank == source else None
+            found = hand_over(mine, source)
+            at = At(**found["at"])
+            if at.step and (not self._has_state or self._at.step != at.step):
+                prepared.load(found)
+            self._at, self._metrics, self._has_state = at, found["metrics"], True
+            before = Stays.from_json(found["stays"])
+        self._watch_stays(before)
+        self._build_engine(prepared)
 
-    def _check_hardware(self, course: Course) -> None:
-        for rank, other in enumerate(self._from_everyone(course.hardware)):
-            check_same(course.hardware, other, whose=f"rank {rank}")
+    def _carried(self, stays: Stays | None) -> dict[str, Any]:
+        """What a rank gives to those that are behind.
+
+        Before the first step that is no state: engines make the weights equal, and asking a fresh
+        optimizer for its state would give it one, with a step in it.
+        """
+        words = {
+            "at": asdict(self._at),
+            "metrics": dict(self._metrics),
+            "stays": stays.to_json(stays.since_s) if stays else None,
+        }
+        return {**self._given().state(), **words} if self._at.step else words
 
     def _steps(self, course: Course, feed: Feed) -> Iterator[Any]:
-        _, engine = self._needed()
         while course.goes_on(self._at) and not self._is_stopping:
+            _, engine = self._needed()
             batch = course.order.batch(self._at.samples)
-            turn = self._turn = _Turn(batch=batch, began_s=self._clock())
-            self._where.agreement.begin(wants_checkpoint=self._keeper.wants())
+            turn = self._turn = Turn(batch=batch, began_s=self._clock())
+            with self._trying():
+                self._where.membership.begin(wants_checkpoint=self._keeper.wants())
             parts = engine.parts(batch)
             for part in parts:
+                if turn.broken:
+                    break
                 asked_s = self._clock()
                 samples = feed.take(part)
                 turn.waited_s += self._clock() - asked_s
@@ -341,59 +397,55 @@ class Run:
                 yield samples
                 if turn.part is not None:
                     raise TrainError("a turn of run.batches() ended without run.step()")
-            if not parts:  # more workers than shards
+            if not parts and not turn.broken:  # more workers than shards
                 self._finish_step()
-            self._between_steps(course)
+            with self._trying():
+                self._between_steps(course)
+            if turn.broken or (turn.verdict is not None and turn.verdict.change):
+                if turn.broken:
+                    self._log.write("broken", step=self._at.step, error=turn.broken)
+                if not self._meet(course):
+                    return
+                feed.begin(self._at.samples)
 
     def _finish_step(self) -> None:
+        with self._trying():
+            self._take_step()
+        turn = self._turn
+        if turn.is_done:
+            self._log.write(
+                "step",
+                step=self._at.step,
+                loss=turn.loss if math.isfinite(turn.loss) else None,
+                samples=len(turn.batch),
+                duration_s=self._clock() - turn.began_s,
+                wait_s=turn.waited_s,
+            )
+
+    def _take_step(self) -> None:
         prepared, engine = self._needed()
-        at, turn = self._at, self._turn
+        at, turn, membership = self._at, self._turn, self._where.membership
         turn.loss = engine.finish()
+        membership.confirm()
         norm = prepared.gradient_norm()
         if math.isfinite(norm):
             prepared.learn(norm)
-            self._left_out_in_a_row = 0
+            self._left_out.end()
         else:
-            self._leave_out()
+            at.left_out += 1
+            self._left_out.add(at.step, turn.batch, turn.loss, warns=self.rank == 0)
         prepared.next_step()
         engine.release()
-        turn.verdict = self._where.agreement.end()
+        # the state holds the step from here on, whatever becomes of the group
         at.step += 1
         at.samples = turn.batch.stop
-        self._log.write(
-            "step",
-            step=at.step,
-            loss=turn.loss if math.isfinite(turn.loss) else None,
-            samples=len(turn.batch),
-            duration_s=self._clock() - turn.began_s,
-            wait_s=turn.waited_s,
-        )
-
-    def _leave_out(self) -> None:
-        """A gradient that is no number: every rank sees it, none steps with it."""
-        at, batch, loss = self._at, self._turn.batch, self._turn.loss
-        at.left_out += 1
-        self._left_out_in_a_row += 1
-        what = (
-            f"step {at.step + 1} (samples {batch.start} to {batch.stop - 1} of the run) has a "
-            f"gradient that is not finite; loss {loss}"
-        )
-        self._log.write("nonfinite", step=at.step + 1, loss=str(loss))
-        if self.options.on_nonfinite == "stop" or self._left_out_in_a_row > _SKIPS_IN_A_ROW:
-            self._log.flush()
-        if self.options.on_nonfinite == "stop":
-            raise NonFiniteError(
-                f"{what}. The weights are those of step {at.step}. Lower the learning rate, clip "
-                "(run.prepare(..., clip_norm=1.0)), or leave such steps out with "
-                "RunOptions(on_nonfinite='skip')"
-            )
-        if self._left_out_in_a_row > _SKIPS_IN_A_ROW:
-            raise NonFiniteError(f"{what}, and so had the {_SKIPS_IN_A_ROW} steps before it")
-        if self.rank == 0:
-            _logger.warning("%s: left out", what)
+        turn.is_done = True
+        turn.verdict = membership.end()
 
     def _between_steps(self, course: Course) -> None:
         at, turn = self._at, self._turn
+        if turn.broken:
+            return
         self._keeper.poll()
         if self._teller is not None:
             self._teller.step(at.step, turn.loss, self._metrics, self._keeper.blocked_s)
@@ -401,14 +453,13 @@ class Run:
         if verdict is None or not course.goes_on(at) or self._is_stopping:
             return
         if verdict.leave:
-            self._leave(course)
-        elif verdict.checkpoint:
+            self._leave(course, self._where.membership.reason)
+        elif verdict.checkpoint and not verdict.change:
             began_s = self._clock()
             self._metrics = dict(self._measure(False))
             self._keeper.save(**self._saving(course, began_s))
 
-    def _leave(self, course: Course) -> None:
-        reason = self._where.agreement.reason
+    def _leave(self, course: Course, reason: str) -> None:
         if self._teller is not None:
             self._teller.tell(f"saving and leaving: {reason}")
         self._keeper.save(**self._saving(course, self._clock()), wait=True)
@@ -445,25 +496,3 @@ class Run:
         self._is_over = True
         self._keeper.close()
         self._log.close()
-
-
-def _device() -> torch.device:
-    """This process's GPU, as Ray Train or torchrun deal them out, or the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    if "ray.train" in sys.modules:
-        import ray.train.torch
-
-        found: torch.device = ray.train.torch.get_device()
-        return found
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def _be_deterministic() -> None:
-    """Operations that have no repeatable form raise; the others take it."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # as use_deterministic_algorithms(True), which imports the compiler: seconds at each start
-    torch.set_deterministic_debug_mode("error")
-    # filling fresh memory would only cost time; torch's type hints do not know the switch
-    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
-    torch.backends.cudnn.benchmark = False

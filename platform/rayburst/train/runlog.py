@@ -88,6 +88,10 @@ class RunLog:
             if len(self._pending) > self._keep_lines:
                 self._forget_one()
 
+    def move(self, *, rank: int, world: int) -> None:
+        """From now on this process is another rank."""
+        self._rank, self._world = rank, world
+
     def flush(self) -> bool:
         """Write what is pending now. False when the store refused: the lines are kept."""
         with self._flushing:

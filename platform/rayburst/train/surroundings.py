@@ -20,7 +20,9 @@ from rayburst.checkpoint.checkpointer import Saved
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import RunLeftError, TrainError
 from rayburst.train import losses
+from rayburst.train.membership import Membership
 from rayburst.train.notices import Agreement, Notice, NoticeWatcher
+from rayburst.train.place import Place
 from rayburst.train.versions import is_tested_ray
 
 __all__ = ["Surroundings", "find_surroundings"]
@@ -33,19 +35,26 @@ NoticeSource = Callable[[], Notice | None]
 class Surroundings:
     """Place of this process, the run's folder, and whom to tell what."""
 
-    rank: int
-    world: int
+    membership: Membership
     folder: ObjectStore
-    agreement: Agreement
-    report: Callable[[Mapping[str, Any], Saved], None]
+    report: Callable[[Mapping[str, Any], Saved | None], None]
     leave: Callable[[str], NoReturn]
     publish: Callable[[bytes], None]
-    host: str = "unknown"
-    market: str = "unknown"
-    pool: str = "unknown"
-    node: str = "unknown"
-    threads: int = 0
-    """This worker's share of its node's CPUs; 0 where nobody says."""
+
+    @property
+    def place(self) -> Place:
+        """Rank, world and node; rank and world change when the group does."""
+        return self.membership.place
+
+    @property
+    def rank(self) -> int:
+        """This worker's number, from 0."""
+        return self.place.rank
+
+    @property
+    def world(self) -> int:
+        """How many workers there are."""
+        return self.place.world
 
     @property
     def name(self) -> str:
@@ -71,12 +80,12 @@ def find_surroundings(
         )
     watcher = NoticeWatcher(notices or (lambda: None))
     here = dist.is_initialized()
+    place = Place(rank=dist.get_rank() if here else 0, world=dist.get_world_size() if here else 1)
+    # every step asks: there is no thread that could be late
+    agreement = Agreement(watcher, clock=time.time, margin_s=leave_margin_s, poll_every_steps=1)
     return Surroundings(
-        rank=dist.get_rank() if here else 0,
-        world=dist.get_world_size() if here else 1,
+        membership=Membership(place, agreement),
         folder=ObjectStore.open(storage),
-        # every step asks: there is no thread that could be late
-        agreement=Agreement(watcher, clock=time.time, margin_s=leave_margin_s, poll_every_steps=1),
         report=lambda metrics, saved: None,
         leave=_leave_alone,
         publish=lambda progress: None,
@@ -97,31 +106,25 @@ def _is_ray_worker() -> bool:
 
 def _in_ray(leave_margin_s: float) -> Surroundings:
     from rayburst.checkpoint.ray_train import checkpoints_uri
-    from rayburst.train import worker
 
-    place = worker.place()
     return Surroundings(
-        rank=place.rank,
-        world=place.world,
+        membership=Membership.open(leave_margin_s=leave_margin_s),
         folder=ObjectStore.open(checkpoints_uri().removesuffix("/checkpoints")),
-        agreement=worker.agreement(place, leave_margin_s),
         report=_report_to_ray,
         leave=losses.leave,
         publish=_publisher(),
-        host=place.host,
-        market=place.market,
-        pool=place.pool,
-        node=place.node_id,
-        threads=place.threads,
     )
 
 
-def _report_to_ray(metrics: Mapping[str, Any], saved: Saved) -> None:
+def _report_to_ray(metrics: Mapping[str, Any], saved: Saved | None) -> None:
     """Every rank; Ray learns of a committed checkpoint, or of the metrics alone."""
     import ray.train
 
     from rayburst.checkpoint.ray_train import report
 
+    if saved is None:
+        ray.train.report(dict(metrics))
+        return
     try:
         report(metrics, saved)
     except OSError as error:  # before Ray's barrier: the others wait in it

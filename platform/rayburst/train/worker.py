@@ -9,31 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.train
 
 from rayburst.train.notices import DEFAULT_MARGIN_S, Agreement, Notice, NoticeWatcher
+from rayburst.train.place import Place
 from rayburst.train.versions import is_tested_ray
 
 __all__ = ["Place", "agreement", "place"]
 
 PUBLIC_POLL_STEPS = 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
-    """Rank, world size and node of this worker. `threads`: its share of the node's CPUs."""
-
-    rank: int
-    world: int
-    node_id: str
-    host: str
-    market: str
-    pool: str
-    threads: int
 
 
 def place() -> Place:

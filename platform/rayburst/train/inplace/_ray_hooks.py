@@ -48,8 +48,9 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayburst.train import _ray_hooks as hooks
-from rayburst.train.inplace.link import Introduction, introduce
+from rayburst.train.inplace.introduction import Introduction, introduce
 from rayburst.train.inplace.messages import Look, Plan, Seat
+from rayburst.train.inplace.processes import Departing, Joiner, id_of, warm
 from rayburst.train.inplace.rendezvous import Rendezvous
 from rayburst.train.inplace.roster import Decision, InPlaceOptions, Local
 from rayburst.train.inplace.steering import Member, Moment, Steering
@@ -60,7 +61,7 @@ __all__ = ["InPlaceController", "InPlaceGroups", "InPlaceWorkerGroup", "adopt"]
 
 _ANSWER_S = 5.0
 _PROBE_TIMEOUT_S = 1.0
-_DEPART_S = 3.0
+_DEPART_S = 60.0
 _logger = logging.getLogger(__name__)
 
 
@@ -74,14 +75,6 @@ def adopt(plan: Plan, seat: Seat) -> None:
         node_rank=plan.node_rank,
     )
     _set_torch_distributed_env_vars()
-
-
-def _warm() -> None:
-    """In a joiner: import what a first step would import, while the others train."""
-    import torch
-    import torch._dynamo
-    import torch.distributed
-    import torch.nn.parallel  # noqa: F401
 
 
 class _OneEach(DefaultPlacementGroupHandle):  # type: ignore[misc]
@@ -102,24 +95,6 @@ class _OneEach(DefaultPlacementGroupHandle):  # type: ignore[misc]
     def shutdown(self) -> None:
         for group in self.groups:
             remove_placement_group(group)
-
-
-@dataclasses.dataclass(slots=True)
-class _Joiner:
-    """A worker that gets ready in a thread of its own, so that nothing waits for it."""
-
-    actor: ActorHandle
-    began_s: float
-    worker: Worker | None = None
-    error: RayError | None = None
-
-    @property
-    def id(self) -> str:
-        return _id(self.actor)
-
-
-def _id(actor: ActorHandle) -> str:
-    return str(actor._actor_id.hex())
 
 
 class InPlaceController(TrainController):  # type: ignore[misc]
@@ -171,8 +146,8 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._rendezvous: Any = None
-        self._joiners: list[_Joiner] = []
-        self._departing: list[tuple[ActorHandle, float]] = []
+        self._joiners: list[Joiner] = []
+        self._departing: list[Departing] = []
         self._group_of: dict[str, PlacementGroup] = {}
         self.revoked: set[str] = set()  # nodes that the planner takes back; the policy sets it
 
@@ -203,7 +178,7 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
             least=scaling.min_workers,
             most=scaling.max_workers,
         )
-        here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+        here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_nodeid_of()}
         self._rendezvous = (
             ray.remote(num_cpus=0, max_concurrency=10_000)(Rendezvous)
             .options(label_selector=here, max_restarts=-1, max_task_retries=-1)
@@ -221,8 +196,10 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
         super().abort()
 
     def _end_helpers(self) -> None:
-        for actor in [j.actor for j in self._joiners] + [a for a, _ in self._departing]:
-            self._end(actor)
+        for joiner in self._joiners:
+            self._end(joiner.actor)
+        for departing in self._departing:
+            self._end(departing.actor)
         self._joiners, self._departing = [], []
         ray.kill(self._rendezvous)
 
@@ -265,7 +242,7 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
         )
         remote = ray.remote(runtime_env=environment, **bundle_to_remote_args(resources))
         actor = remote(self._worker_cls).options(scheduling_strategy=strategy).remote()
-        self._group_of[_id(actor)] = group
+        self._group_of[id_of(actor)] = group
         return actor
 
     def _init_train_context(self, workers: list[Worker], sync_actor: ActorHandle) -> None:
@@ -279,7 +256,7 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
                     introduce,
                     Introduction(
                         rendezvous=self._rendezvous,
-                        member=_id(worker.actor),
+                        member=id_of(worker.actor),
                         timeout_s=self.settings.timeout_s,
                     ),
                 )
@@ -290,7 +267,7 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
     def _end(self, actor: ActorHandle) -> None:
         """End a worker's process, and give back what it held."""
         ray.kill(actor)
-        group = self._group_of.pop(_id(actor), None)
+        group = self._group_of.pop(id_of(actor), None)
         if group is not None:
             remove_placement_group(group)
             self._handle.groups.remove(group)
@@ -303,15 +280,15 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
             resources = self._worker_group_context.resources_per_worker
             group = self._place(resources, self.settings.selector())
             self._handle.groups.append(group)
-            joiner = _Joiner(self._actor(group, resources), time.monotonic())
+            joiner = Joiner(self._actor(group, resources), time.monotonic())
             self._joiners.append(joiner)
             threading.Thread(target=self._prepare, args=[joiner], daemon=True).start()
 
-    def _prepare(self, joiner: _Joiner) -> None:
+    def _prepare(self, joiner: Joiner) -> None:
         """In a thread: bring a joiner to the start of the training function."""
         try:
             metadata = ray.get(joiner.actor.get_metadata.remote())
-            ray.get(joiner.actor.execute.remote(_warm))
+            ray.get(joiner.actor.execute.remote(warm))
             resources = self._worker_group_context.resources_per_worker
             worker = Worker(joiner.actor, metadata, resources, placement_group_bundle_index=0)
             size = len(self.get_workers())
@@ -393,7 +370,7 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
         )
         outcome = self._steering.steer(moment)
         for worker in self.get_workers():
-            if _id(worker.actor) in outcome.lost:
+            if id_of(worker.actor) in outcome.lost:
                 self._end(worker.actor)
                 self._free_reporters()
         statuses = self._masked(statuses)
@@ -407,7 +384,7 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
         return any(
             status.error is not None
             and not isinstance(status.error, WorkerHealthCheckFailedError)
-            and _id(worker.actor) not in self._steering.lost
+            and id_of(worker.actor) not in self._steering.lost
             for worker, status in zip(self.get_workers(), statuses, strict=True)
         )
 
@@ -418,14 +395,14 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
         leaving = {*self._steering.lost, *self._steering.due}
         return [
             WorkerStatus(running=True, training_report=status.training_report)
-            if status.error is not None or _id(worker.actor) in leaving
+            if status.error is not None or id_of(worker.actor) in leaving
             else status
             for worker, status in zip(self.get_workers(), statuses, strict=True)
         ]
 
     def _form(self, decision: Decision) -> None:
         """Make those that are wanted the members, and tell them."""
-        workers = {_id(w.actor): w for w in self.get_workers()}
+        workers = {id_of(w.actor): w for w in self.get_workers()}
         joined = {j.id: j.worker for j in self._joiners if j.id in decision.wanted}
         order = WorkerGroup._assign_worker_ranks(
             [(workers | joined)[member] for member in decision.wanted]
@@ -433,7 +410,7 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
         gone = [w for member, w in workers.items() if member not in decision.wanted]
         now = time.monotonic()
         lost = self._steering.lost
-        self._departing += [(w.actor, now) for w in gone if _id(w.actor) not in lost]
+        self._departing += [Departing(w.actor, now) for w in gone if id_of(w.actor) not in lost]
         self._joiners = [j for j in self._joiners if j.id not in joined]
         self._worker_group_state = dataclasses.replace(
             self._worker_group_state, workers=list(order)
@@ -441,8 +418,8 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
         self._world_rank_to_ongoing_poll.clear()
         if gone or joined:
             self._forget_reports()
-        places = {_id(w.actor): _local(w) for w in order}
-        self._steering.form([_id(w.actor) for w in order], places, decision)
+        places = {id_of(w.actor): _local(w) for w in order}
+        self._steering.form([id_of(w.actor) for w in order], places, decision)
 
     def _forget_reports(self) -> None:
         """Nothing is left of reports that were under way; their queues have the group's size."""
@@ -460,16 +437,15 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
         getattr(self._rendezvous, method).remote(what)
 
     def _end_departed(self) -> None:
-        now = time.monotonic()
-        for actor, since_s in list(self._departing):
-            if now - since_s > _DEPART_S:
-                self._departing.remove((actor, since_s))
-                self._end(actor)
+        for one in list(self._departing):
+            if one.has_returned() or time.monotonic() - one.since_s > _DEPART_S:
+                self._departing.remove(one)
+                self._end(one.actor)
 
 
 def _member(worker: Worker, status: WorkerStatus | None = None) -> Member:
     return Member(
-        id=_id(worker.actor),
+        id=id_of(worker.actor),
         node=worker.metadata.node_id,
         host=worker.metadata.hostname,
         has_died=status is not None and _has_died(status.error),

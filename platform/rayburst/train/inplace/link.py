@@ -1,58 +1,45 @@
-"""A worker's end of the rendezvous: heartbeats, the controller's calls, and plans.
-
-The controller introduces each worker (`introduce` runs in the worker's process) before the training
-function starts; a worker without an introduction is not rebuilt in place.
-"""
+"""A worker's end of the rendezvous: heartbeats, the controller's calls, and plans."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
-import ray
-from ray.exceptions import RayError
-
+from rayburst.errors import PeerLostError
 from rayburst.train.inplace.messages import QUIET, Arrival, Call, Plan, Pulse
 
-__all__ = ["Introduction", "Link", "introduce", "introduction"]
+__all__ = ["Board", "Link"]
 
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Introduction:
-    """What a worker needs to take part. `rendezvous`: the actor's handle."""
+class Board(Protocol):
+    """The rendezvous as a worker reaches it; see `rendezvous.Rendezvous` for what the methods do.
 
-    rendezvous: Any
-    member: str
-    timeout_s: float
+    Each waits for its answer. PeerLostError when the rendezvous is gone for good.
+    """
 
+    def watch(self, member: str, seen: int, pulse: Pulse) -> Call:
+        """The last call, at the latest after a heartbeat's time."""
 
-_given: list[Introduction] = []
+    def arrive(self, member: str, arrival: Arrival) -> Plan:
+        """The plan of `member`."""
 
-
-def introduce(introduction: Introduction) -> None:
-    """Called by the controller in the worker's process."""
-    _given[:] = [introduction]
-
-
-def introduction() -> Introduction | None:
-    """What the controller gave this process; None where nothing is rebuilt in place."""
-    return _given[0] if _given else None
+    def drop(self, member: str) -> None:
+        """Forget `member`. Does not wait."""
 
 
 class Link:
     """Watches for calls in a daemon thread; `on_broken` runs there when a member is lost."""
 
     def __init__(
-        self, given: Introduction, pulse: Pulse, on_broken: Callable[[Call], None]
+        self, board: Board, member: str, pulse: Pulse, on_broken: Callable[[Call], None]
     ) -> None:
         self.latest: Call = QUIET
         self.pulse = pulse
-        self._given = given
+        self._board, self._member = board, member
         self._on_broken = on_broken
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rendezvous", daemon=True)
@@ -63,24 +50,22 @@ class Link:
         return self
 
     def stop(self) -> None:
-        """End the thread at its next heartbeat."""
+        """End the thread at its next heartbeat, and be forgotten."""
         self._stopped.set()
 
     def arrive(self, arrival: Arrival) -> Plan:
-        """Wait for the controller's plan. RayError when the rendezvous is gone for good."""
-        plan: Plan = ray.get(self._given.rendezvous.arrive.remote(self._given.member, arrival))
-        return plan
+        """Wait for the controller's plan."""
+        return self._board.arrive(self._member, arrival)
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            watch = self._given.rendezvous.watch
             try:
-                call = ray.get(watch.remote(self._given.member, self.latest.number, self.pulse))
-            except RayError as error:
-                # the controller is gone, and with it this worker: Ray ends it
-                _logger.info("the rendezvous is gone: %s", error)
+                call = self._board.watch(self._member, self.latest.number, self.pulse)
+            except PeerLostError as error:
+                _logger.info("%s", error)  # the controller is gone, and with it this worker
                 return
             if call.number > self.latest.number:
                 self.latest = call
                 if call.kind == "broken":
                     self._on_broken(call)
+        self._board.drop(self._member)

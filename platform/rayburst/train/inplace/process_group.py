@@ -31,11 +31,14 @@ from torch.distributed import distributed_c10d as c10d
 
 from rayburst.errors import PeerLostError
 from rayburst.train.inplace.messages import Seat
+from rayburst.train.liveness import connects
 
 __all__ = ["ProcessGroup"]
 
 _BUILD_TIMEOUT = timedelta(seconds=20)
 _MEET_PAUSE_S = 0.01
+_CONNECT_TIMEOUT = timedelta(seconds=5)
+_ANSWER_S = 2.0
 
 
 class ProcessGroup:
@@ -81,7 +84,10 @@ class ProcessGroup:
     def _build(self, seat: Seat, is_stale: Callable[[], bool]) -> None:
         host, port = seat.store
         own = self._store
-        root = own if seat.rank == 0 else TCPStore(host, port, timeout=_BUILD_TIMEOUT)
+        if seat.rank != 0 and not connects(host, port, _ANSWER_S):
+            # torch would try for as long as it may; rank 0 listens as long as it lives
+            raise PeerLostError(f"rank 0 of generation {seat.generation} does not answer")
+        root = own if seat.rank == 0 else TCPStore(host, port, timeout=_CONNECT_TIMEOUT)
         store = PrefixStore(f"generation-{seat.generation}", root)
         _meet(store, "here", seat, is_stale)
         before = set(_sockets())

@@ -154,7 +154,7 @@ class Steering:
                 self.hand_over("the rendezvous does not answer")
             return False
         self._look, self._answered_s = moment.look, moment.monotonic_s
-        self.has_heartbeats = self.has_heartbeats or bool(moment.look.members)
+        self.has_heartbeats = bool(moment.look.members)
         if moment.look.incarnation != self._incarnation:  # it knows nothing of earlier calls
             self._incarnation, self._asked = moment.look.incarnation, ("", ())
         return True

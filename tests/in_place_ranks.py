@@ -1,0 +1,269 @@
+"""A group of plain gloo processes that is rebuilt in place, steered by the code of the controller.
+
+No Ray: the rendezvous runs in the process of the test, members reach it over a pipe each, and a
+loop of a few lines does what `inplace/_ray_hooks.py` does with actors. So whole schedules of
+notices, power cuts and joins take seconds, and a fault can be placed within a change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import os
+import random
+import threading
+import time
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.nn import functional as F
+from training_ranks import EPOCHS, GLOBAL_BATCH, Case, Digits, model_of, optimizer_of
+
+from rayburst.checkpoint.store import ObjectStore
+from rayburst.errors import PeerLostError
+from rayburst.train.inplace.messages import Arrival, Call, Look, Plan, Pulse, Seat
+from rayburst.train.inplace.process_group import ProcessGroup
+from rayburst.train.inplace.rendezvous import Rendezvous
+from rayburst.train.inplace.roster import InPlaceOptions, Local
+from rayburst.train.inplace.steering import Member, Moment, Steering
+from rayburst.train.liveness import unreachable
+from rayburst.train.losses import LossBudget, LossOptions
+from rayburst.train.membership import Membership
+from rayburst.train.place import Place
+from rayburst.train.run import Run, RunOptions
+from rayburst.train.runlog import read_folder
+from rayburst.train.surroundings import Surroundings
+
+LEFT = 3
+_LIMIT_S = 240.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """Once some member has finished `step`: `cut` members by rank, give them `notice`, or `join`
+    more of them. `build`: a member dies within the change to `generation`, at its rank.
+    """
+
+    what: Literal["cut", "notice", "join", "build"]
+    step: int = 0
+    ranks: tuple[int, ...] = (0,)
+    generation: int = 0
+
+
+class PipeBoard:
+    """A member's way to the rendezvous: one pipe for heartbeats, one for arrivals."""
+
+    def __init__(self, pipes: tuple[Connection, Connection]) -> None:
+        self._watching, self._arriving = pipes
+
+    def watch(self, member: str, seen: int, pulse: Pulse) -> Call:
+        return _ask(self._watching, "watch", member, seen, pulse)  # type: ignore[no-any-return]
+
+    def arrive(self, member: str, arrival: Arrival) -> Plan:
+        return _ask(self._arriving, "arrive", member, arrival)  # type: ignore[no-any-return]
+
+    def drop(self, member: str) -> None:
+        _ask(self._watching, "drop", [member])
+
+
+def _ask(pipe: Connection, *call: Any) -> Any:
+    try:
+        pipe.send(call)
+        return pipe.recv()
+    except (EOFError, OSError) as error:
+        raise PeerLostError(f"the rendezvous is gone: {error}") from error
+
+
+class DyingGroup(ProcessGroup):
+    """Ends its process within a change, where an event says so."""
+
+    events: tuple[Event, ...] = ()
+
+    def build(self, seat: Seat, **options: Any) -> None:
+        for event in self.events:
+            if event.generation == seat.generation and seat.rank in event.ranks:
+                os._exit(9)
+        super().build(seat, **options)
+
+
+def member(
+    case: Case, name: str, pipes: tuple[Connection, Connection], folder: Path, events: list[Event]
+) -> None:
+    """One process: what a user writes, in a group of this module."""
+    torch.set_num_threads(1)
+    group = DyingGroup(host="127.0.0.1", timeout_s=60)
+    group.events = tuple(e for e in events if e.what == "build")
+    membership = Membership.of_group(
+        Place(rank=0, world=1, host=name),
+        PipeBoard(pipes),
+        name,
+        group=group,
+        adopt=lambda plan, seat: Place(rank=seat.rank, world=seat.world, host=name),
+    )
+    where = Surroundings(
+        membership=membership,
+        folder=ObjectStore.open(str(folder / "run")),
+        report=lambda metrics, saved: None,
+        leave=lambda reason: os._exit(LEFT),
+        publish=lambda progress: None,
+    )
+    options = RunOptions(**case.options, checkpoint_every_s=case.checkpoint_every_s)
+    run = Run(options, where, config={}, measure=lambda is_last: {})
+    model = model_of()
+    optimizer = optimizer_of(model, case.optimizer)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+    model = run.prepare(model, optimizer, schedule, clip_norm=1.0)
+    trained_on = folder / f"samples-{name}.jsonl"
+    for index, x, y in run.batches(Digits(), global_batch=GLOBAL_BATCH, seed=3, epochs=EPOCHS):
+        run.backward(F.cross_entropy(model(x), y))
+        step = run.steps_done + 1
+        run.step()
+        line = json.dumps({"step": step, "member": name, "samples": index.tolist()})
+        with trained_on.open("a") as file:
+            file.write(f"{line}\n")
+        time.sleep(0.02)  # so that events can happen between steps
+    os._exit(0)
+
+
+@dataclass
+class Table:
+    """The test's side: rendezvous, processes, and the controller's loop."""
+
+    case: Case
+    folder: Path
+    events: list[Event]
+    least: int = 1
+    most: int = 4
+    processes: dict[str, Any] = field(default_factory=dict)
+    members: list[str] = field(default_factory=list)
+    joiners: list[str] = field(default_factory=list)
+    draining: dict[str, float | None] = field(default_factory=dict)
+    told: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self.rendezvous = Rendezvous(wait_s=0.2)
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(
+            ["rayburst.train.run", "torch._dynamo", "numpy.random", "in_place_ranks"]
+        )
+        self.steering = Steering(
+            tell=lambda method, what: self.do(getattr(self.rendezvous, method)(what)),
+            unreachable=lambda addresses: unreachable(addresses, 1.0),
+            options=InPlaceOptions(leave_margin_s=0.5, suspect_after_s=2, hung_after_s=60),
+            budget=LossBudget(LossOptions(rapid_losses=100)),
+            least=self.least,
+            most=self.most,
+        )
+
+    def do(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
+
+    def start(self) -> str:
+        name = f"m{len(self.processes)}"
+        ours, theirs = zip(self.context.Pipe(), self.context.Pipe(), strict=True)
+        arguments = (self.case, name, theirs, self.folder, self.events)
+        process = self.context.Process(target=member, args=arguments)
+        process.start()
+        for end in theirs:
+            end.close()
+        for end in ours:
+            threading.Thread(target=self.serve, args=[end], daemon=True).start()
+        self.processes[name] = process
+        return name
+
+    def serve(self, pipe: Connection) -> None:
+        try:
+            while True:
+                method, *arguments = pipe.recv()
+                pipe.send(self.do(getattr(self.rendezvous, method)(*arguments)))
+        except (EOFError, OSError):
+            return
+
+    def steps_done(self) -> int:
+        lines = [line for f in self.folder.glob("samples-*") for line in f.read_text().splitlines()]
+        return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+    def seen(self, name: str) -> Member:
+        code = self.processes[name].exitcode
+        return Member(
+            id=name, node=name, host=name, has_died=code not in (None, 0), has_returned=code == 0
+        )
+
+    def act(self) -> None:
+        """Let the events happen whose step has come."""
+        done = self.steps_done()
+        for event in [e for e in self.events if e.what != "build" and e.step <= done]:
+            self.events.remove(event)
+            self.told.append(event.what)
+            victims = [self.members[r] for r in event.ranks if r < len(self.members)]
+            for name in victims:
+                if event.what == "cut":
+                    self.processes[name].kill()
+                elif event.what == "notice":
+                    self.draining[name] = time.time() + 0.3
+            if event.what == "join":
+                self.joiners += [self.start() for _ in event.ranks]
+
+    def play(self, world: int) -> list[dict[str, Any]]:
+        """Train to the end with `world` members at first; the run's log."""
+        self.members = [self.start() for _ in range(world)]
+        end_s = time.monotonic() + _LIMIT_S
+        try:
+            while not all(self.processes[m].exitcode == 0 for m in self.members):
+                assert time.monotonic() < end_s, f"{self.members}, {self.steering.handed_over}"
+                if self.steering.generation:
+                    self.act()
+                self.turn()
+                assert not self.steering.handed_over, self.steering.handed_over
+                time.sleep(0.03)
+        finally:
+            for process in self.processes.values():
+                process.kill()
+                process.join()
+            self.loop.call_soon_threadsafe(self.loop.stop)
+        return read_folder(ObjectStore.open(str(self.folder / "run")))
+
+    def turn(self) -> None:
+        look: Look = self.do(self.rendezvous.look())
+        outcome = self.steering.steer(
+            Moment(
+                look=look,
+                members=[self.seen(name) for name in self.members],
+                joiners=[self.seen(n) for n in self.joiners if self.processes[n].exitcode is None],
+                draining=self.draining,
+                now_s=time.time(),
+                monotonic_s=time.monotonic(),
+            )
+        )
+        for name in outcome.lost:
+            self.processes[name].kill()
+        if outcome.forms is not None:
+            order = list(outcome.forms.wanted)
+            places = {n: Local(rank=i, world=len(order), node_rank=0) for i, n in enumerate(order)}
+            self.steering.form(order, places, outcome.forms)
+            self.members = order
+            self.joiners = [name for name in self.joiners if name not in order]
+
+
+def schedule(seed: int, steps: int, count: int = 5) -> list[Event]:
+    """A random history: at least `count` events, two losses at once and one in a change among them.
+
+    Joins are as many as losses, so that somebody is always left.
+    """
+    dice = random.Random(seed)
+    at = sorted(dice.sample(range(1, steps - 2), count))
+    events = [Event("join", at[0], (0, 0))]
+    for step in at[1:]:
+        what = dice.choice(["cut", "notice", "join"])
+        ranks = dice.choice([(0,), (1,), (0, 1)])
+        events.append(Event(what, step, ranks))  # type: ignore[arg-type]
+        if what != "join":
+            events.append(Event("join", step, ranks))
+    return events
