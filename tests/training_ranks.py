@@ -52,6 +52,7 @@ class Case:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     poison: int | None = None
     checkpoint_every_s: float = 1e-9  # after each step that finds the last save done
+    epochs: int = EPOCHS
 
 
 class Digits(torch.utils.data.Dataset[Any]):
@@ -88,7 +89,7 @@ def learn(run: Run, case: Case, turn: Callable[[list[int]], None] = lambda sampl
     optimizer = optimizer_of(model, case.optimizer)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
     model = run.prepare(model, optimizer, schedule, clip_norm=1.0)
-    for index, x, y in run.batches(Digits(), global_batch=GLOBAL_BATCH, seed=3, epochs=EPOCHS):
+    for index, x, y in run.batches(Digits(), global_batch=GLOBAL_BATCH, seed=3, epochs=case.epochs):
         turn(index.tolist())
         loss = F.cross_entropy(model(x), y)
         if case.poison is not None and (index == case.poison).any():

@@ -178,7 +178,7 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
             least=scaling.min_workers,
             most=scaling.max_workers,
         )
-        here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_nodeid_of()}
+        here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
         self._rendezvous = (
             ray.remote(num_cpus=0, max_concurrency=10_000)(Rendezvous)
             .options(label_selector=here, max_restarts=-1, max_task_retries=-1)

@@ -1,0 +1,56 @@
+"""A run on a real Ray cluster is rebuilt in place when nodes go and come.
+
+.venv/bin/python -m pytest tests/integration/train/test_in_place_run.py
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from training_cluster import Job, Nodes, Run
+from training_ranks import Case, Phase, play, weights_of
+
+pytestmark = pytest.mark.timeout(600)
+JOB = str(Path(__file__).resolve().parents[2] / "in_place_job.py")
+EPOCHS = 60
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The weights of one process without interruption."""
+    return weights_of(play(Case(epochs=EPOCHS), [Phase(1)], tmp_path_factory.mktemp("alone")))
+
+
+def test_rank_0_leaves_with_notice_a_node_joins_and_rank_0_loses_power(
+    nodes: Nodes, start: Callable[..., Job], tmp_path: Path, expected: set[str]
+) -> None:
+    nodes.ensure(2)
+    config = {"storage": str(tmp_path), "epochs": EPOCHS, "least": 1, "most": 2}
+    job = start(JOB, json.dumps(config))
+    run = Run(f"{tmp_path}/r", job)
+    victim = run.wait("start", rank=0, world=2)[0]["node"]
+    run.wait_step(3)
+
+    deadline_s = nodes.drain(victim, notice_s=9)
+    departed = run.wait("depart")[0]
+    assert departed["t"] < deadline_s
+    run.wait("change", rank=0, world=1)
+    nodes.kill(victim)
+
+    nodes.add()
+    joined = run.wait("change", world=2)[0]
+    run.wait("start", world=2, generation=joined["generation"])
+
+    nodes.kill(run.wait("change", rank=0, world=2)[-1]["node"])
+    run.wait("change", rank=0, world=1, at_least=2)
+    (tmp_path / "hurry").touch()
+
+    assert job.wait() == 0, job.output
+    assert weights_of(run.records("end")) == expected
+    steps = [record["step"] for record in run.records("step")]
+    assert all(b >= a - 1 for a, b in itertools.pairwise(steps)), "no finished step is done again"
+    assert not run.records("leave"), "nobody restarted"
