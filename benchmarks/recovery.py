@@ -2,7 +2,7 @@
 
     make bench-recovery                                # 5 seeds of each; about 40 minutes
     python benchmarks/recovery.py --seeds 2            # fewer
-    python benchmarks/recovery.py --add                # go on where an earlier call stopped
+    python benchmarks/recovery.py --add --within 480   # a piece: go on where one stopped
 
 A real Ray cluster of one-CPU nodes on this machine trains a small model on three of them, 0.25 s a
 step. Once some steps are done one node goes: with notice (10 s, through Ray's drain, then a power
@@ -208,25 +208,26 @@ def main() -> None:
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--events", nargs="+", choices=EVENTS, default=list(EVENTS))
     parser.add_argument("--add", action="store_true", help="keep the runs that are there")
+    parser.add_argument("--within", type=float, default=1e9, help="seconds; begin no run after")
     chosen = parser.parse_args()
     os.environ["RAY_AUTH_MODE"] = "disabled"
     runs = json.loads(OUT.read_text())["runs"] if chosen.add and OUT.exists() else []
     done = {(r["system"], r["event"], r["seed"]) for r in runs}
+    todo = itertools.product(range(chosen.seeds), chosen.events, chosen.systems)
+    end_s = time.monotonic() + chosen.within
     nodes = Nodes()
     try:
-        for seed in range(chosen.seeds):
-            for event in chosen.events:
-                for system in chosen.systems:
-                    if (system, event, seed) in done:
-                        continue
-                    run = once(nodes, system, event, seed)
-                    runs.append(run)
-                    write(runs, sys.argv[1:])
-                    print(
-                        f"{system:9} {event:7} seed {seed} rank {run['rank']}: "
-                        f"gap {run['gap_s']:6.2f} s, {run['steps_lost']} steps lost",
-                        flush=True,
-                    )
+        for seed, event, system in todo:
+            if (system, event, seed) in done or time.monotonic() > end_s:
+                continue
+            run = once(nodes, system, event, seed)
+            runs.append(run)
+            write(runs, sys.argv[1:])
+            print(
+                f"{system:9} {event:7} seed {seed} rank {run['rank']}: "
+                f"gap {run['gap_s']:6.2f} s, {run['steps_lost']} steps lost",
+                flush=True,
+            )
     finally:
         nodes.close()
     for event in EVENTS:
