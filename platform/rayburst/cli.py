@@ -23,6 +23,7 @@ from rayburst.cost.advice_cli import hardware, tco
 from rayburst.cost.plan_cli import plan
 from rayburst.cost.prices_cli import app as prices_app
 from rayburst.errors import RayburstError, SpecError
+from rayburst.fleet.render_cli import render
 from rayburst.fleet.simulate_cli import simulate
 from rayburst.fleet.top_cli import top
 from rayburst.fleet.watch_cli import watch
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 fleet_app = typer.Typer(no_args_is_help=True, help="Check, explain and render fleet files.")
 app.add_typer(fleet_app, name="fleet")
+fleet_app.command()(render)
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(prices_app, name="prices")
 app.add_typer(keys_app, name="keys")
@@ -424,15 +426,6 @@ def fleet_explain(
         for d in kept
     ]
     _out.print(Table("decisions", ("time", "decision", "about", "count", "why"), rows))
-
-
-@fleet_app.command("render")
-def fleet_render(file: Annotated[Path, typer.Argument(help="A fleet file.")]) -> None:
-    """Print the Ray autoscaling config of a fleet file, all pools closed as at the start."""
-    from rayburst.fleet.render import ray_config, to_yaml
-    from rayburst.fleet.spec import FleetSpec
-
-    typer.echo(to_yaml(ray_config(FleetSpec.load(file))), nl=False)
 
 
 @fleet_app.command("schema")

@@ -60,7 +60,7 @@ KNOWN: dict[str, Any] = {
     "store": ObjectStore,
     "error": Exception,
 }
-SHELL = {"export", "source", "cd", "git", "pip", "curl"}
+SHELL = {"kubectl", "export", "source", "cd", "git", "pip", "curl"}
 PATH = re.compile(r"(?:[\w.-]+/)*[\w.-]+\.(?:py|ya?ml|md|txt|svg)")
 NOT_OURS = ("fleet.schema.json", "fleet.yaml", "no_such_file.py", "notes/hello.txt")
 REFUSED = (click.ClickException, TyperException, AssertionError)

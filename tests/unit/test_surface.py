@@ -48,7 +48,7 @@ COMMANDS = {
     "events": ["--help", "--json", "--node", "name"],
     "fleet check": ["--help", "file"],
     "fleet explain": ["--about", "--help", "--last", "name"],
-    "fleet render": ["--help", "file"],
+    "fleet render": ["--entrypoint", "--help", "--image", "--serve", "--to", "file"],
     "fleet schema": ["--help"],
     "hardware": [
         "--file",
