@@ -198,7 +198,10 @@ _ENTER = ("--pid", "--mount", "--net", "--uts", "--ipc", "--")
 def _outside(ancestor: int, inner: int) -> int:
     """The pid out here of the box's process `inner`: namespaces number their own processes."""
     for process in psutil.Process(ancestor).children(recursive=True):
-        status = Path(f"/proc/{process.pid}/status").read_text()
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended while we looked
         (line,) = (one for one in status.splitlines() if one.startswith("NSpid:"))
         numbers = line.split()[1:]
         if len(numbers) > 1 and int(numbers[1]) == inner:
