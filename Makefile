@@ -27,6 +27,7 @@ check: $(READY) ## Lint, format and types
 
 soak: $(READY) ## Run the tests that are too long for CI
 	$(BIN)/python -m pytest -m soak --timeout 3600
+	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/unit -m "not soak" -n 2 --timeout 3600
 
 bench-%: $(READY) ## Run one benchmark, e.g. make bench-checkpoint
 	$(BIN)/python benchmarks/$*.py

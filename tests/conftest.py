@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, settings
 from rayburst.fleet import processes
 
 # how fast inputs are made says something about the machine, nothing about the code
-settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("house")
+_PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("house", _PATIENT, max_examples=50)
+settings.register_profile("soak", _PATIENT, max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "house"))
 
 REPO = Path(__file__).resolve().parents[1]
 _SCRUBBED = ("RAY_", "RAYBURST_", "AWS_")

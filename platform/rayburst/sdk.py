@@ -174,7 +174,7 @@ class Platform:
         storage: str | None = None,
         use_gpu: bool = False,
         env: Mapping[str, str] | None = None,
-        pip: Sequence[str] | None = None,
+        **terms: Unpack[GivenTerms],
     ) -> Job:
         """Train `fn(config)`, a function of this notebook, elastically as a Ray job.
 
@@ -183,6 +183,7 @@ class Platform:
             run: the run's name; the same name goes on from its newest checkpoint.
             workers: how many, or the least and the most.
             storage: where runs are kept; by default in the fleet's object store.
+            terms: as `submit` takes them: `deadline`, `budget`, `tenant` and so on.
 
         Raises:
             JobError: the function cannot be sent to the cluster, or Ray did not take the job.
@@ -193,7 +194,7 @@ class Platform:
         settings = {"run": run, "workers": span, "storage": storage, "use_gpu": use_gpu}
         with tempfile.TemporaryDirectory(prefix="rayburst-train-") as folder:
             pack(fn, config or {}, settings, Path(folder))
-            return self.submit(ENTRYPOINT, working_dir=folder, env=env, pip=pip)
+            return self.submit(ENTRYPOINT, working_dir=folder, env=env, **terms)
 
     def job(self, job_id: str) -> Job:
         """A job that was submitted before, by whatever way."""

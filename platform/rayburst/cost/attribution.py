@@ -208,16 +208,20 @@ def _pieces(life: NodeLife, span: Interval, story: Story) -> Iterator[tuple[int,
 
 
 def _shares(at: int, holds: Sequence[Hold], runs: _Runs) -> list[_Share]:
-    held = dominant_shares([h for h in holds if h.start_ms <= at < _end(h)])
-    shares = [(owner, _purpose(owner, at, runs), share) for owner, share in sorted(held.items())]
+    now = [h for h in holds if h.start_ms <= at < _end(h)]
+    held, works = dominant_shares(now), {h.owner for h in now if not h.is_reserved}
+    shares = [
+        (owner, _purpose(owner, at, runs, works=owner in works), share)
+        for owner, share in sorted(held.items())
+    ]
     left = 1 - sum(held.values(), Fraction(0))
     return [*shares, (NOBODY, "idle", left)] if left else shares
 
 
-def _purpose(owner: Owner, at: int, runs: _Runs) -> str:
+def _purpose(owner: Owner, at: int, runs: _Runs, *, works: bool) -> str:
     mine = [by for whose, by in runs if whose == owner]
     if not mine:
-        return "useful"
+        return "useful" if works else "waiting"
     for layer, purpose in _OF_A_RUN.items():
         if any(by[layer].holds(at) for by in mine):
             return purpose

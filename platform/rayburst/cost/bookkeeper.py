@@ -25,10 +25,11 @@ from rayburst.cost.facts import Charge, Hold
 from rayburst.cost.ledger import PERIOD_MS, Ledger
 from rayburst.cost.metrics import FleetMetrics, Sample
 from rayburst.cost.reader import CHARGES, FactReader
+from rayburst.cost.spent import spent_of
 from rayburst.cost.usage import NodeSeen, UsageLog, read_holds, rows_of
 from rayburst.errors import ObjectExistsError, StoreError
 from rayburst.fleet.events import IMPATIENT, EventLog
-from rayburst.fleet.files import read_json
+from rayburst.fleet.files import read_json, write_atomically
 from rayburst.fleet.layout import FleetDir, FleetState
 from rayburst.fleet.pools import open_pools
 
@@ -90,6 +91,8 @@ class Bookkeeper:
         facts = self._reader.read()
         written = self._ledger.settle(facts, now_ms=now_ms)
         self._entries = self._ledger.entries(facts, now_ms=now_ms)
+        spent = spent_of(self._entries, at=now_ms / 1000)
+        write_atomically(self._fleet.spent_file, spent.to_json())
         if written:
             _LOG.info("%d objects of the ledger written", written)
         return written

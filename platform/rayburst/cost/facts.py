@@ -26,6 +26,7 @@ class Hold:
         end_ms: None while it is held. A node's end ends every hold on it.
         resources: what was held, as Ray counts it ({"CPU": 1}); empty is the whole node.
         total: what the node has.
+        is_reserved: kept for the owner by a grant, whether anything of it runs there or not.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Hold:
     end_ms: int | None = None
     resources: Mapping[str, float] = field(default_factory=dict)
     total: Mapping[str, float] = field(default_factory=dict)
+    is_reserved: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,9 @@ from typing import Any
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.cost.entries import Owner
 from rayburst.cost.facts import Charge, Facts
+from rayburst.cost.granted import granted_holds
 from rayburst.cost.usage import UsageLog
+from rayburst.fleet.decisions import DecisionLog
 from rayburst.fleet.events import EventLog
 from rayburst.train.runlog import RunLogReader
 
@@ -30,6 +32,7 @@ class FactReader:
     def __init__(self, store: ObjectStore, *, spool: Path, usage: UsageLog | None = None) -> None:
         self._store = store
         self._events = EventLog(store, spool=spool)
+        self._decisions = DecisionLog(store, spool=spool)
         self._usage = usage or UsageLog(store)
         self._charges: dict[str, Charge] = {}
         self._logs: dict[str, RunLogReader] = {}
@@ -38,7 +41,7 @@ class FactReader:
         """All facts there are now. Raises StoreError when the store is away."""
         return Facts(
             events=self._events.read(),
-            holds=self._usage.holds(),
+            holds=[*self._usage.holds(), *granted_holds(self._decisions.last())],
             runs=self._runs(),
             charges=self._read_charges(),
         )

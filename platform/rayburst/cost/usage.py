@@ -22,6 +22,7 @@ from typing import Any
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.cost.entries import Owner
 from rayburst.cost.facts import Hold
+from rayburst.cost.spent import DEFAULT_TENANT
 from rayburst.errors import ObjectExistsError
 
 PREFIX = "usage/"
@@ -88,7 +89,8 @@ def _running(tasks: Iterable[Row]) -> list[Row]:
 
 def _submitted(job: Row) -> Owner:
     name = job.get("submission_id") or job.get("job_id")
-    return Owner(job=str(name), tenant=str((job.get("metadata") or {}).get("tenant", "")))
+    tenant = str((job.get("metadata") or {}).get("tenant", ""))
+    return Owner(job=str(name), tenant="" if tenant == DEFAULT_TENANT else tenant)
 
 
 def _owner(row: Row, owners: Mapping[str, Owner]) -> Owner:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rayburst.checkpoint.store import ObjectStore
-from rayburst.cost.bill import make_bill
+from rayburst.cost.balance import Balance
 from rayburst.errors import PoolError, StoreError
 from rayburst.fleet._ray_hooks import Gcs, RayNodeStatus, RayView
 from rayburst.fleet.deadline import DeadlinePolicy
@@ -58,6 +58,7 @@ class Agent:
         gcs: Gcs,
         log: EventLog,
         decisions: DecisionLog,
+        balance: Balance,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._fleet = fleet
@@ -67,10 +68,9 @@ class Agent:
         self._log = log
         self._clock = clock
         self._journalled: dict[str, NodeEvent] = {}
-        self._past: list[NodeEvent] | None = None
         self._openings: dict[str, Opening] = {}
         self._promises = Promises()
-        self._desk = Desk(gcs, decisions, self._spec)
+        self._desk = Desk(gcs, decisions, self._spec, balance)
         self._policy = DeadlinePolicy()
         spot = [pool.name for pool in self._spec.pools if pool.market is Market.SPOT]
         self._outlook = Outlook(spot)
@@ -136,7 +136,6 @@ class Agent:
 
         prices = {host.id: host.price_usd_per_hour for host in hosts if host.lives}
         try:
-            spent = self._spent(now)
             demand = self._desk.demand(ray, prices, now)
         except StoreError as error:
             _LOG.warning("no plan while it is unknown what was spent: %s", error)
@@ -144,7 +143,7 @@ class Agent:
         except RpcError as error:
             _LOG.warning("Ray's head does not say which jobs there are: %s", error)
             return None
-        view = self._view(hosts, ray, now, spent)
+        view = self._view(hosts, ray, now)
         span_any = self._spec.span == "any"
         plan = plan_fleet(view, demand, policy=self._policy, span_any=span_any)
         for action in plan.actions:
@@ -157,7 +156,7 @@ class Agent:
             return None
         return plan
 
-    def _view(self, hosts: list[Host], ray: RayView, now: float, spent: float) -> FleetView:
+    def _view(self, hosts: list[Host], ray: RayView, now: float) -> FleetView:
         failures = self._failures()
         failed_at = {pool: failure.at for pool, failure in failures.items()}
         view = fleet_view(
@@ -166,21 +165,12 @@ class Agent:
             ray,
             failures,
             now,
-            spent_usd=spent,
+            limit=self._desk.limit(now),
             promised=self._promises.count(hosts, failed_at, now),
             outlook=self._outlook,
         )
         self._outlook.observe(now, {pool.name for pool in view.pools if is_down(pool, now)})
         return view
-
-    def _spent(self, now: float) -> float:
-        """Dollars since the event log began; read only where there is a budget to keep."""
-        if self._spec.limits.budget_usd is None:
-            return 0.0
-        if self._past is None:
-            self._past = self._log.read()
-        events = {event.key: event for event in self._past} | self._journalled
-        return make_bill(events.values(), now=now, on_demand_usd_per_hour=None).usd
 
     def _failures(self) -> dict[str, Failure]:
         found = {}
@@ -262,6 +252,7 @@ def main(folder: Path) -> None:
         gcs=Gcs(state.gcs_address),
         log=EventLog(store, spool=fleet.spool),
         decisions=DecisionLog(store, spool=fleet.spool),
+        balance=Balance(fleet, store),
     )
     monitor = MonitorKeeper(fleet)
     while True:

@@ -5,8 +5,8 @@
     for decision in log.last(20): ...
 
 A decision is written when it is new: the same one of the second before is not said again. Those
-about a job carry what it was granted and what it had cost by then, so that an agent that is started
-again knows what every job and tenant has spent.
+about a job carry what it was granted and which hosts it pays for, so that an agent that is started
+again goes on with the same grants, and the ledger knows whose a host was.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ class DecisionEvent:
 
     Attributes:
         t: unix seconds.
-        kind: an ActionKind, or `grant` and `end` of a job.
-        subject: a pool, a host or a job's submission id.
-        hosts, pools, usd_per_hour, spent_usd: of a job, with `grant` and `end`.
+        kind: an ActionKind, or `grant`, `pays` and `end` of a job. `pays`: its grant is as it was,
+            but it pays for other hosts.
+        subject: a pool, a host, a job's submission id, or whose budget it is about.
+        hosts, pools, pays, spent_usd: of a job, with those three. `pays` are the hosts that it pays
+            for from then on; `spent_usd` is for readers, the ledger does not use it.
     """
 
     t: float
@@ -42,7 +44,7 @@ class DecisionEvent:
     tenant: str = ""
     hosts: tuple[str, ...] = ()
     pools: Mapping[str, int] = field(default_factory=dict)
-    usd_per_hour: float = 0.0
+    pays: tuple[str, ...] = ()
     spent_usd: float = 0.0
 
 
@@ -73,5 +75,8 @@ class DecisionLog(Journal[DecisionBatch]):
 
 def _parse(data: bytes) -> DecisionBatch:
     raw: dict[str, Any] = json.loads(data)
-    decisions = tuple(DecisionEvent(**{**d, "hosts": tuple(d["hosts"])}) for d in raw["decisions"])
+    lists = ("hosts", "pays")
+    decisions = tuple(
+        DecisionEvent(**{**d, **{name: tuple(d[name]) for name in lists}}) for d in raw["decisions"]
+    )
     return DecisionBatch(t=raw["t"], decisions=decisions)

@@ -8,6 +8,7 @@ A fleet is a folder `.rayburst/NAME/` beside the place where `up` was called:
     autoscaling.yaml  the caps that Ray's autoscaler reads; rewritten by the agent
     openings.json     how many more hosts of each pool the provider may launch
     agent.json        what the agent saw and decided last
+    spent.json        what the ledger says was spent, for the agent
     hosts/ID/         one folder a process host     spool/       events that wait for the object
     store logs/  store/     logs; data of the embedded object store
 """
@@ -97,6 +98,10 @@ class FleetDir:
     @property
     def agent_file(self) -> Path:
         return self.path / "agent.json"
+
+    @property
+    def spent_file(self) -> Path:
+        return self.path / "spent.json"
 
     @property
     def logs(self) -> Path:

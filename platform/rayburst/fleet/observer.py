@@ -11,6 +11,7 @@ from rayburst.fleet.outlook import Outlook
 from rayburst.fleet.pools.base import ENDED_BY_AUTOSCALER, GIVEN_BACK, Host
 from rayburst.fleet.render import node_labels, node_resources
 from rayburst.fleet.spec import FleetSpec, Market, PoolSpec
+from rayburst.fleet.spending import Limit
 from rayburst.fleet.view import FleetView, NodeState, NodeView, PoolView, SpotRates
 
 UP_TAG = "rayburst-up-at"
@@ -35,19 +36,19 @@ def fleet_view(
     failures: Mapping[str, Failure],
     now: float,
     *,
-    spent_usd: float = 0.0,
+    limit: Limit | None = None,
     promised: Mapping[str, int] | None = None,
     outlook: Outlook | None = None,
 ) -> FleetView:
-    """All the planner needs, from observations of the same second."""
+    """All the planner needs, seen in the same second. `limit` is the fleet's tightest budget."""
     rates = outlook.rates() if outlook else {}
     nodes = {node.host: node for node in ray.nodes if node.status is not RayNodeStatus.DEAD}
     return FleetView(
         now=now,
         idle_timeout_s=spec.limits.idle_timeout_s,
         drain_s=spec.limits.drain_s,
-        budget_usd=spec.limits.budget_usd,
-        spent_usd=spent_usd,
+        budget_usd=limit.budget_usd if limit else None,
+        spent_usd=limit.spent_usd if limit else 0.0,
         pools=[
             _pool_view(
                 pool,

@@ -166,7 +166,12 @@ class Limits(Part):
     budget_usd: fields.Money | None = Field(
         default=None,
         validation_alias="budget",
-        description="all the fleet may cost; none if absent",
+        description="all the fleet may ever cost; none if absent",
+    )
+    monthly_budget_usd: fields.Money | None = Field(
+        default=None,
+        validation_alias="monthly_budget",
+        description="all the fleet may cost in one calendar month (UTC); none if absent",
     )
     idle_timeout_s: fields.Duration = Field(
         default=60.0, validation_alias="idle_timeout", description="idle hosts go after this"
@@ -187,6 +192,11 @@ class TenantSpec(Part):
         default=None,
         validation_alias="budget",
         description="all its jobs may ever cost; none if absent",
+    )
+    monthly_budget_usd: fields.Money | None = Field(
+        default=None,
+        validation_alias="monthly_budget",
+        description="all its jobs may cost in one calendar month (UTC); none if absent",
     )
 
 

@@ -92,8 +92,8 @@ class FleetView:
 
     Attributes:
         drain_s: how long a node that is sent away may still work.
-        budget_usd: all that may ever be spent; None is no limit.
-        spent_usd: what was spent up to `now`.
+        budget_usd: the fleet's tightest budget, for ever or for this month; None is no limit.
+        spent_usd: what of it was spent up to `now`.
         together: rates of "any spot pool is up"; None where none are known.
     """
 
@@ -151,6 +151,8 @@ class ActionKind(StrEnum):
     """A job's deadline can no longer be met."""
     SHORT = "short"
     """A job's money does not reach for what its deadline needs."""
+    BUDGET = "budget"
+    """Most of a budget is spent: a job's, a tenant's or the fleet's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -160,7 +160,7 @@ def _serves(machines: list[Machine], models: list[Model], counts: tuple[int, ...
     speeds=st.tuples(*[st.integers(0, 20)] * 4),
     spare=st.integers(1, 2),
 )
-@settings(max_examples=25)
+@settings(max_examples=10)
 def test_the_packing_equals_brute_force(prices, memories, sizes, rates, speeds, spare):
     pytest.importorskip("scipy", reason="a dependency since 0.1.0: install this tree again")
     names = ("a", "b")

@@ -85,7 +85,7 @@ def node_ms(entries: list[Entry]) -> int:
     return sum(entry.quantity for entry in entries if entry.line.node)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.soak) for s in (1, 2))])
 def test_a_month_sums_to_its_raw_events(seed):
     facts = month(seed)
     ledger = Ledger(on(MemoryStore()), period_ms=3_600_000)
@@ -101,7 +101,7 @@ def test_a_month_sums_to_its_raw_events(seed):
 
 
 def test_a_second_settlement_writes_nothing():
-    facts = month(1)
+    facts = month(1, nodes=12)
     backend = MemoryStore()
     assert Ledger(on(backend), **DAY_PERIOD).settle(facts, now_ms=END_MS) > 20
     assert Ledger(on(backend), **DAY_PERIOD).settle(facts, now_ms=END_MS) == 0
@@ -109,7 +109,13 @@ def test_a_second_settlement_writes_nothing():
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(
-    ("days", "nodes"), [(5, 3), pytest.param(30, 12, marks=pytest.mark.soak)], ids=["week", "month"]
+    ("days", "nodes"),
+    [
+        (2, 2),
+        pytest.param(5, 3, marks=pytest.mark.soak),
+        pytest.param(30, 12, marks=pytest.mark.soak),
+    ],
+    ids=["days", "week", "month"],
 )
 def test_a_writer_that_dies_at_any_point_leaves_a_right_ledger(days, nodes, after):
     facts = month(days, days=days, nodes=nodes)
@@ -156,7 +162,7 @@ def _seen_by(facts: Facts, now_ms: int) -> Facts:
 
 
 def test_writers_that_die_again_and_again_and_facts_that_come_late():
-    facts = month(7)
+    facts = month(7, nodes=12)
     rng = random.Random(7)
     backend = MemoryStore()
     late = [e for e in facts.events if rng.random() < 0.2]
@@ -191,7 +197,7 @@ def test_two_writers_at_once_count_nothing_twice():
 
 
 def test_what_was_written_stands_when_its_facts_are_gone():
-    facts = month(2)
+    facts = month(2, nodes=12)
     backend = MemoryStore()
     Ledger(on(backend), **DAY_PERIOD).settle(facts, now_ms=END_MS)
     read = Ledger(on(backend), **DAY_PERIOD).entries(Facts(), now_ms=END_MS)

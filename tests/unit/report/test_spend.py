@@ -57,7 +57,7 @@ def _log() -> st.SearchStrategy[list[dict[str, Any]]]:
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(events=_events(), log=_log(), end=st.floats(min_value=1000, max_value=1500))
 def test_purposes_sum_to_the_life_of_each_node_to_the_millisecond(
     events: list[dict[str, Any]], log: list[dict[str, Any]], end: float
