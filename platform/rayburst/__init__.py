@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rayburst import serve
     from rayburst.errors import RayburstError
+    from rayburst.job import Job
     from rayburst.runtime import runtime_env
-    from rayburst.sdk import Job, Platform, connect
+    from rayburst.sdk import Platform, connect
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Job": "rayburst.sdk",
+    "Job": "rayburst.job",
     "Platform": "rayburst.sdk",
     "RayburstError": "rayburst.errors",
     "connect": "rayburst.sdk",

@@ -218,16 +218,28 @@ def queue(name: FleetName = None) -> None:
 @app.command()
 def report(
     name: FleetName = None,
-    out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("fleet.html"),
+    run: Annotated[
+        str | None, typer.Option(help="A training run: its page instead of the fleet's.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the page goes; fleet.html or RUN.html by default.")
+    ] = None,
     by: Annotated[
         str, typer.Option(help="Who paid: by job, tenant, model, purpose, pool, day, ...")
     ] = "job",
 ) -> None:
-    """Write one page about the fleet: hosts and dollars over time, nodes, who paid for what."""
+    """Write one page about the fleet, or with --run about a training run.
+
+    Hosts, dollars and who paid for what; of a run its nodes, goodput, loss and what it would have
+    cost elsewhere.
+    """
     from rayburst.sdk import connect
 
-    out.write_text(connect(name).timeline(by=by).html())
-    _out.print(f"{out}: one file, nothing to load; light, dark and print")
+    platform = connect(name)
+    file = out or Path("fleet.html" if run is None else f"{run}.html")
+    page = platform.timeline(by=by) if run is None else platform.run(run).report()
+    file.write_text(page.html())
+    _out.print(f"{file}: one file, nothing to load; light, dark and print")
 
 
 @app.command()

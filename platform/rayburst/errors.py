@@ -9,6 +9,7 @@ RayburstError
 │   ├── FleetBrokenError    a part of the fleet is dead or its state file cannot be read
 │   └── StartError          a part of the fleet did not start
 ├── NodeNotFoundError       no such node in the fleet
+├── RunNotFoundError        no training run of this name on the fleet's store
 ├── PoolError               a pool could not do what was asked of it
 │   ├── PoolCapacityError   its market has no such host now
 │   ├── PoolQuotaError      the account may have no more
@@ -81,6 +82,10 @@ class FleetBrokenError(FleetError):
 
 class StartError(FleetError):
     """A part of the fleet did not start."""
+
+
+class RunNotFoundError(RayburstError):
+    """No training run of this name on the fleet's store."""
 
 
 class NodeNotFoundError(RayburstError):

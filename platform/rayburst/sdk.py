@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -24,7 +24,13 @@ from rayburst.cost.entries import Entry
 from rayburst.cost.ledger import Ledger
 from rayburst.cost.reader import FactReader
 from rayburst.cost.statement import Statement, make_statement
-from rayburst.errors import FleetBrokenError, FleetNotFoundError, JobError, NodeNotFoundError
+from rayburst.errors import (
+    FleetBrokenError,
+    FleetNotFoundError,
+    JobError,
+    NodeNotFoundError,
+    RunNotFoundError,
+)
 from rayburst.fleet.decisions import DecisionEvent, DecisionLog
 from rayburst.fleet.events import EventLog, NodeEvent
 from rayburst.fleet.files import read_json
@@ -36,7 +42,9 @@ from rayburst.fleet.pools.base import Host, Notice
 from rayburst.fleet.spec import FleetSpec
 from rayburst.fleet.status import FleetStatus, read_status
 from rayburst.fleet.store import open_store
+from rayburst.job import Job
 from rayburst.runtime import runtime_env
+from rayburst.training_run import TrainingRun
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -45,8 +53,6 @@ if TYPE_CHECKING:
     from rayburst.cost.forecast import Forecast
     from rayburst.report.fleet_page import FleetStory
     from rayburst.serve.deploy import DeployStatus
-
-_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 def connect(
@@ -174,6 +180,7 @@ class Platform:
         storage: str | None = None,
         use_gpu: bool = False,
         env: Mapping[str, str] | None = None,
+        pip: Sequence[str] | None = None,
         **terms: Unpack[GivenTerms],
     ) -> Job:
         """Train `fn(config)`, a function of this notebook, elastically as a Ray job.
@@ -194,7 +201,7 @@ class Platform:
         settings = {"run": run, "workers": span, "storage": storage, "use_gpu": use_gpu}
         with tempfile.TemporaryDirectory(prefix="rayburst-train-") as folder:
             pack(fn, config or {}, settings, Path(folder))
-            return self.submit(ENTRYPOINT, working_dir=folder, env=env, **terms)
+            return self.submit(ENTRYPOINT, working_dir=folder, env=env, pip=pip, **terms)
 
     def job(self, job_id: str) -> Job:
         """A job that was submitted before, by whatever way."""
@@ -328,6 +335,18 @@ class Platform:
             on_demand_usd_per_hour=on_demand_price(self.spec()),
         )
 
+    def run(self, name: str) -> TrainingRun:
+        """A training run of the fleet's store, by its name: `p.run("first").report()`.
+
+        Raises:
+            RunNotFoundError: no run of that name; the message lists those there are.
+        """
+        self._local("run()")
+        known = self.store().folders("runs")
+        if name not in known:
+            raise RunNotFoundError(f"no run {name!r}; runs here: {', '.join(known) or 'none'}")
+        return TrainingRun(name, self)
+
     def interrupt(self, node: str, *, notice_s: float = 30.0, why: str = "interrupted") -> Notice:
         """Give a node notice and take it away at the deadline; `notice_s=0` is a power cut.
 
@@ -426,74 +445,3 @@ def _pick(living: Sequence[Host], node: str) -> Host:
             return host
     known = ", ".join(host.id for host in living) or "none"
     raise NodeNotFoundError(f"no living node {node!r}; living nodes: {known}")
-
-
-class Job:
-    """A submitted job."""
-
-    def __init__(self, job_id: str, client: JobSubmissionClient) -> None:
-        self.id = job_id
-        self._client = client
-
-    @property
-    def status(self) -> str:
-        """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED. Raises JobError for an unknown job."""
-        try:
-            return str(self._client.get_job_status(self.id).value)
-        except RuntimeError as error:
-            raise JobError(f"no job {self.id!r} here; see them with `p.jobs()`") from error
-
-    @property
-    def message(self) -> str:
-        """Ray's word on how the job stands or ended."""
-        return str(self._client.get_job_info(self.id).message or "")
-
-    @property
-    def entrypoint(self) -> str:
-        return str(self._client.get_job_info(self.id).entrypoint)
-
-    def logs(self) -> str:
-        """Everything the job printed so far."""
-        return str(self._client.get_job_logs(self.id))
-
-    def tail(
-        self, *, poll_s: float = 0.5, sleep: Callable[[float], None] = time.sleep
-    ) -> Iterator[str]:
-        """The job's lines as they come, until it ends."""
-        seen = 0
-        while True:
-            ended = self.status in _ENDED
-            text = self.logs()
-            complete = text.rfind("\n") + 1 if not ended else len(text)
-            if complete > seen:
-                yield from text[seen:complete].splitlines()
-                seen = complete
-            if ended:
-                return
-            sleep(poll_s)
-
-    def wait(self, *, timeout_s: float | None = None) -> str:
-        """Wait for the end; returns the final status.
-
-        Raises:
-            JobError: the job failed (the message holds the end of its log), or time ran out.
-        """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while (status := self.status) not in _ENDED:
-            if deadline is not None and time.monotonic() > deadline:
-                raise JobError(f"job {self.id} is still {status} after {timeout_s:.0f} s")
-            time.sleep(0.5)
-        if status == "FAILED":
-            tail = "\n".join(self.logs().splitlines()[-20:])
-            raise JobError(f"job {self.id} failed: {self.message}\n{tail}")
-        return status
-
-    def stop(self) -> None:
-        """Ask Ray to stop the job."""
-        self._client.stop_job(self.id)
-
-    def __repr__(self) -> str:
-        return f"<job {self.id} {self.status}>"
-
-    def _repr_html_(self) -> str:
-        return f"<p>job <b>{self.id}</b>: {self.status}</p>"

@@ -35,8 +35,10 @@ from rayburst.cost.statement import Statement
 from rayburst.fleet.events import NodeEvent
 from rayburst.fleet.spec import FleetSpec
 from rayburst.fleet.status import FleetStatus, NodeStatus
+from rayburst.job import Job
 from rayburst.report.fleet_page import FleetStory
-from rayburst.sdk import Job, Platform
+from rayburst.report.run_page import RunStory
+from rayburst.sdk import Platform
 from rayburst.serve.deploy import DeployStatus
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +56,7 @@ KNOWN: dict[str, Any] = {
     "deployed": DeployStatus,
     "bill": Bill,
     "told": Statement,
+    "page": RunStory,
     "story": FleetStory,
     "entry": Entry,
     "market": MarketUsage,

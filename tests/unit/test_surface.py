@@ -83,6 +83,7 @@ COMMANDS = {
         "--jobs",
         "--json",
         "--nodes",
+        "--plot",
         "--seed",
         "--steps",
         "--traces",
@@ -93,7 +94,7 @@ COMMANDS = {
     "prices ls": ["--file", "--gpu", "--help", "--json", "--provider", "--region", "--sku"],
     "prices template": ["--help"],
     "queue": ["--help", "name"],
-    "report": ["--by", "--help", "--out", "name"],
+    "report": ["--by", "--help", "--out", "--run", "name"],
     "simulate": [
         "--changeover",
         "--every",

@@ -16,7 +16,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from html import escape
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from rayburst.fleet.replay.futures import Belief, by_deadline, futures, play_eac
 from rayburst.fleet.replay.lanes import Floats, Lanes, Rules
 from rayburst.report import numbers
 from rayburst.report.tables import Table
+
+if TYPE_CHECKING:
+    import pandas
 
 COVERS = 0.90
 OPTIONS = ("on-prem", "spot", "mixed", "on-demand")
@@ -150,8 +154,34 @@ class Forecast:
     def __str__(self) -> str:
         return str(self.table())
 
+    def frame(self) -> pandas.DataFrame:
+        """One row an option: hours and USD with their intervals, shares of futures in time."""
+        import pandas
+
+        rows = [
+            {
+                "option": option.name,
+                **{f"hours_{k}": v for k, v in asdict(option.hours or _NO_SPAN).items()},
+                **{f"usd_{k}": v for k, v in asdict(option.usd or _NO_SPAN).items()},
+                "on_time": option.on_time,
+                "in_budget": option.in_budget,
+            }
+            for option in self.options
+        ]
+        return pandas.DataFrame(rows).set_index("option")
+
+    def html(self) -> str:
+        """The forecast as one page: when each option ends and what it costs, with intervals."""
+        from rayburst.report.forecast_page import forecast_page
+
+        return forecast_page(self)
+
     def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
+        """In a notebook: the page in a frame of its own, so that no style leaks."""
+        return f'<iframe srcdoc="{escape(self.html())}" width="100%" height="820"></iframe>'
+
+
+_NO_SPAN = Span(low=math.nan, middle=math.nan, high=math.nan)
 
 
 def forecast(

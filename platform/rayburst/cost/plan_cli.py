@@ -48,6 +48,7 @@ def plan(
     ] = None,
     futures: Annotated[int, typer.Option(help="How many futures to draw.")] = 100,
     seed: Annotated[int, typer.Option(help="The same seed gives the same forecast.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Write a page with a picture here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Forecast end and cost: on-prem only, spot, mixed, on-demand, with intervals.
@@ -75,6 +76,8 @@ def plan(
         rng=np.random.default_rng(seed),
         paths=futures,
     )
+    if plot is not None:
+        plot.write_text(told.html())
     if as_json:
         typer.echo(json.dumps(told.to_dict(), indent=1))
     else:

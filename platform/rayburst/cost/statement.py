@@ -3,6 +3,7 @@
     statement = make_statement(entries, by="job")
     print(statement)                 # a table whose column of dollars sums to its total
     statement.frame()                # a pandas DataFrame
+    statement.html()                 # a page with a picture
     statement.to_dict()              # JSON
 
 The dollars of the rows sum to the total exactly as printed: rounding is by largest remainder, to
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from rayburst.cost.apportion import apportion
@@ -129,8 +131,15 @@ class Statement:
     def __str__(self) -> str:
         return str(self.table())
 
+    def html(self) -> str:
+        """A page: bars by purpose, and every number."""
+        from rayburst.report.money import statement_page
+
+        return statement_page(self)
+
     def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
+        """In a notebook: the page in a frame of its own, so that no style leaks."""
+        return f'<iframe srcdoc="{escape(self.html())}" width="100%" height="460"></iframe>'
 
     def _cells(
         self,

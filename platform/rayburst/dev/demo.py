@@ -28,8 +28,9 @@ from rayburst.dev.story import Story
 from rayburst.errors import DemoError
 from rayburst.fleet.layout import FleetDir
 from rayburst.fleet.spec import default_path
+from rayburst.job import Job
 from rayburst.report.gaps import gap_after
-from rayburst.sdk import Job, Platform, connect
+from rayburst.sdk import Platform, connect
 
 if TYPE_CHECKING:
     from rayburst.train.runlog import RunLogReader

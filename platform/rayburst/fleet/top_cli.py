@@ -14,7 +14,8 @@ from rayburst.fleet.taken import taken_away
 from rayburst.report.top import JobSeen, PoolSeen, Snapshot, TakenSeen, draw
 
 if TYPE_CHECKING:
-    from rayburst.sdk import Job, Platform
+    from rayburst.job import Job
+    from rayburst.sdk import Platform
 
 _JOBS = 4
 _LINE = 160

@@ -15,7 +15,7 @@ from rayburst.report.spend import PURPOSES, NodeSpend, summed
 from rayburst.report.style import MARKETS
 
 # How each purpose is drawn: a colour class, or a hatch where the time was spent in vain.
-_LOOKS: Mapping[str, dict[str, str]] = {
+LOOKS: Mapping[str, dict[str, str]] = {
     "training": {"cls": "good"},
     "checkpoint": {"cls": "soft"},
     "redone": {"fill": "url(#hatch-lost)"},
@@ -38,7 +38,7 @@ def spend_bars(parts: Sequence[NodeSpend]) -> str:
         top = 6.0 + 38 * place
         drawn.append(svg.text(0, top + 18, market, "strong"))
         start = 0
-        for purpose, look in _LOOKS.items():
+        for purpose, look in LOOKS.items():
             spent = by[purpose]
             if spent:
                 tip = f"{market}, {PURPOSES[purpose]}: {numbers.seconds(spent / 1000)}"
@@ -56,7 +56,7 @@ def spend_table(parts: Sequence[NodeSpend]) -> str:
     whole = sum(total.values())
     head = ["", *(market for market, _ in rows), "all nodes", "share"]
     lines = [row("th", [escape(h) for h in head])]
-    for purpose, look in _LOOKS.items():
+    for purpose, look in LOOKS.items():
         if total[purpose]:
             cells = [swatch(**look) + escape(PURPOSES[purpose])]
             cells += [_exact(by[purpose]) for _, by in rows]

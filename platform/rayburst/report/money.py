@@ -14,6 +14,7 @@ from rayburst.cost.statement import CostRow, Statement
 from rayburst.report import numbers, svg
 from rayburst.report.axis import LEFT, RIGHT, WIDTH
 from rayburst.report.parts import row, swatch
+from rayburst.report.style import page
 
 LOOKS: Mapping[str, dict[str, str]] = {
     "useful": {"cls": "good"},
@@ -29,6 +30,18 @@ LOOKS: Mapping[str, dict[str, str]] = {
 
 _MOST_ROWS = 14
 _NAME = 18
+
+
+def statement_page(statement: Statement) -> str:
+    """A statement alone as a page."""
+    head = svg.el(
+        "header",
+        '<p class="eyebrow">rayburst cost</p>',
+        f"<h1>{numbers.usd(float(statement.usd))} by {escape(statement.by)}</h1>",
+        f'<p class="lead">{escape(in_words(statement))}</p>',
+    )
+    body = money_bars(statement) + money_table(statement)
+    return page("cost", [head, svg.el("section", body)])
 
 
 def money_bars(statement: Statement) -> str:

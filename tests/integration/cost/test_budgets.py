@@ -93,14 +93,16 @@ def test_a_month_that_is_spent_stops_training_at_a_checkpoint_after_a_warning(tm
         wait_for(lambda: max(steps()) > seen or None, what="training to go on", timeout_s=120)
         assert not [e for e in platform.events() if e.kind == "notice"]
 
-        spend(fleet, store, 14.95)
+        # what is left pays for some ten seconds more than the drain that is kept back
+        so_far = next(row.usd for row in platform.cost(by="tenant").rows if row.key == "blue")
+        spend(fleet, store, 100 - float(so_far) - 0.0125)
         gone = wait_for(
             lambda: [e for e in platform.events() if e.kind == "gone"] or None,
             what="its host to go",
             timeout_s=120,
         )
-        line = next(j for j in platform.queue().jobs if j.job == job.id)
-        assert (line.state, "its budget is spent" in line.why) == ("waits", True), line
+        (notice,) = [e for e in platform.events() if e.kind == "notice"]
+        assert "its budget is spent" in notice.why
 
         log = runlog.read(store, "lean")
         saved = [r["step"] for r in log if r["kind"] == "committed"]

@@ -82,7 +82,7 @@ def test_json_and_frame_hold_the_same(entries):
     assert list(frame.columns)[3:] == list(PURPOSES)
     for row in loaded["rows"]:
         assert frame.loc[row["job"], "usd"] == float(row["usd"])
-    assert "<table>" in told._repr_html_()
+    assert "<table>" in told.html() and "<iframe" in told._repr_html_()
 
 
 def test_a_focus_file_holds_every_known_dollar_and_no_other(entries):

@@ -1,0 +1,95 @@
+"""The page about a run is whole, loads nothing, and its numbers are the ledger's and the log's."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from rayburst.cost.attribution import LaunchPrices, attribute, tell
+from rayburst.cost.entries import NANO
+from rayburst.cost.facts import Facts
+from rayburst.fleet.events import NodeEvent
+from rayburst.fleet.spec import FleetSpec
+from rayburst.report.run_page import RunStory, tell_run
+
+SPEC = FleetSpec.parse("""
+name: lab
+object_store: {kind: embedded}
+pools:
+  - {name: onprem, kind: process, market: on-prem, shape: {cpus: 1, memory: 1GiB},
+     price: 0.0212 USD/h, hosts: {max: 2}}
+  - {name: spot-a, kind: process, market: spot, shape: {cpus: 1, memory: 1GiB},
+     price: 0.0148 USD/h, hosts: {max: 4}}
+  - {name: cloud, kind: process, market: on-demand, shape: {cpus: 1, memory: 1GiB},
+     price: 0.0496 USD/h, hosts: {max: 4}}
+""")
+
+
+@pytest.fixture
+def told(story) -> RunStory:
+    events = [NodeEvent(**event) for event in story.events]
+    # what a fleet really writes of a host that was cut off
+    events = [
+        NodeEvent(**{**event, "why": "power cut: test"}) if event["node"] == "spot-b-91d0" else e
+        for event, e in zip(story.events, events, strict=True)
+    ]
+    now = max(event.t for event in events) + 10
+    facts = Facts(events=events, runs={"demo <1>": story.log})
+    hour = 3_600_000
+    first = round(min(event.t for event in events) * 1000) // hour * hour
+    entries = [
+        entry
+        for start in range(first, round(now * 1000), hour)
+        for entry in attribute(
+            tell(facts),
+            prices=LaunchPrices(),
+            period=(start, start + hour),
+            now_ms=round(now * 1000),
+        )
+    ]
+    return tell_run("demo <1>", events, story.log, entries=entries, spec=SPEC, now=now)
+
+
+def test_the_page_is_whole_loads_nothing_and_runs_nothing(told):
+    html = told.html()
+    assert not re.search(r"https?://(?!www\.w3\.org)", html)
+    assert "<script" not in html
+    assert "demo &lt;1&gt;" in html and "demo <1>" not in html
+    for drawn in re.findall(r"<svg.*?</svg>", html, re.S):
+        ElementTree.fromstring(drawn)
+    for title in ("Nodes", "Loss", "Utilisation", "Cost against alternatives"):
+        assert f"<h2>{title}</h2>" in html
+
+
+def test_its_dollars_are_the_ledgers_and_alternatives_are_the_same_node_time(told):
+    assert told.usd == pytest.approx(sum(told.usd_by_purpose.values()))
+    assert told.usd is not None and told.usd > 0
+    assert set(told.alternatives) == {"on-prem", "spot", "on-demand"}
+    known = {market: usd for market, usd in told.alternatives.items() if usd is not None}
+    assert known["on-demand"] / known["spot"] == pytest.approx(0.0496 / 0.0148)
+    assert known["spot"] < told.usd < known["on-demand"]
+
+
+def test_interruptions_say_what_they_cost(told):
+    kinds = {one.node: (one.kind, one.steps_lost) for one in told.interruptions}
+    assert kinds["spot-b-91d0"][0] == "cut" and kinds["spot-b-91d0"][1] == 17
+    assert "power cut" in told.html()
+
+
+def test_a_story_is_a_frame_a_file_and_json(told, tmp_path):
+    frame = told.frame()
+    assert len(frame) == len(told.run.steps)
+    assert set(frame[frame.redone].step) and frame.loss.notna().all()
+    assert told.save(tmp_path / "run.html").read_text().startswith("<!DOCTYPE html>")
+    as_json = told.to_dict()
+    assert as_json["goodput"]["steps_redone"] == 17
+    assert as_json["usd"] == told.usd
+    assert round(told.usd * NANO) > 0
+
+
+def test_a_run_that_never_started_says_so():
+    empty = tell_run("none", [], [], entries=[], spec=SPEC, now=1000.0)
+    assert empty.usd is None
+    assert "unknown" in empty.html()
