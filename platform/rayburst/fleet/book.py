@@ -2,7 +2,7 @@
 
     book = Book(past=decision_log.last(), spending=Spending(ledger_says))
     book.charge(now, prices)                       # USD since the last tick, by job and tenant
-    views = book.views(jobs, asks, now)            # for plan_fleet
+    views = book.views(jobs, asks)                 # for plan_fleet
     new = book.enter(plan, now, prices)            # what is worth an event
 
 A job pays for the hosts of its grant, for those that wait for it and for those it still runs on, by
