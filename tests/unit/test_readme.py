@@ -63,7 +63,7 @@ KNOWN: dict[str, Any] = {
     "store": ObjectStore,
     "error": Exception,
 }
-SHELL = {"kubectl", "export", "source", "cd", "git", "pip", "curl"}
+SHELL = {"cd", "curl", "export", "git", "kubectl", "pip", "source", "tar"}
 PATH = re.compile(r"(?:[\w.-]+/)*[\w.-]+\.(?:py|ya?ml|md|txt|svg)")
 NOT_OURS = ("fleet.schema.json", "fleet.yaml", "no_such_file.py", "notes/hello.txt")
 REFUSED = (click.ClickException, TyperException, AssertionError)

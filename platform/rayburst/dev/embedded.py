@@ -378,7 +378,14 @@ def _remove_leftovers(fleet: FleetDir, state: FleetState | None) -> None:
             store_server(fleet, state).remove_sockets()
     for folder in ("hosts", "failures", "market"):
         shutil.rmtree(fleet.path / folder, ignore_errors=True)
-    files = ("agent.json", "autoscaling.yaml", "openings.json", "openings.lock", "hosts.lock")
+    files = (
+        "agent.json",
+        "spent.json",
+        "autoscaling.yaml",
+        "openings.json",
+        "openings.lock",
+        "hosts.lock",
+    )
     for file in (HEAD_STARTED, "token", *files):
         (fleet.path / file).unlink(missing_ok=True)
     fleet.state_file.unlink(missing_ok=True)
