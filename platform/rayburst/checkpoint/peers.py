@@ -48,6 +48,8 @@ __all__ = [
 _log = logging.getLogger(__name__)
 _FLYING = 4  # packs on their way to the peer: 32 MiB
 _PROBE_BYTES = 1024 * 1024
+_TRIES = 5
+_START_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,14 +97,35 @@ def place_peer(run: str, uri: str) -> Any:
     ]
     own = next((n for n in nodes if n.node_id == own_id), Node(node_id=own_id, labels={}))
     chosen = choose_node(nodes, own) or own
+    if (living := find_peer(run)) is not None:
+        return living
+    for _ in range(_TRIES):
+        holder = _start(run, uri, chosen)
+        if chosen is own or _node_of(holder) == chosen.node_id:
+            return holder
+        ray.kill(holder)  # Ray passed over the wish, which it may where no resource is asked for
+    return _start(run, uri, chosen)
+
+
+def _start(run: str, uri: str, node: Node) -> Any:
+    """A soft wish for the node: when it dies the holder must be able to live elsewhere."""
     actor = ray.remote(num_cpus=0, max_restarts=-1)(Holder)
     return actor.options(
         name=_name(run),
         namespace="rayburst",
         get_if_exists=True,
         lifetime="detached",
-        scheduling_strategy=NodeAffinitySchedulingStrategy(chosen.node_id, soft=True),
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=True),
     ).remote(uri)
+
+
+def _node_of(holder: Any) -> str | None:
+    """Where it started; None when it has not within the time that a worker takes to start."""
+    where = holder.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+    try:
+        return str(ray.get(where, timeout=_START_S))
+    except (RayError, GetTimeoutError):
+        return None
 
 
 def find_peer(run: str) -> Any | None:

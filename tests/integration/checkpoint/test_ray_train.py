@@ -92,8 +92,9 @@ def test_a_run_goes_on_from_what_was_reported(cluster: Any, tmp_path: Path) -> N
 def test_a_peer_in_another_zone_holds_the_newest_snapshot(cluster: Any, tmp_path: Path) -> None:
     uri = str(tmp_path / "store")
     state = {"w": torch.arange(6_000_000.0), "n": {"x": 1}}
-    store = with_peer("a", uri)
-    peer = place_peer("a", uri)
+    run = tmp_path.name  # a second try must not meet the first one's peer
+    store = with_peer(run, uri)
+    peer = place_peer(run, uri)
     with Checkpointer(store) as checkpoints:
         checkpoints.save(state, step=1)
         state["w"][:10] = -1
@@ -115,8 +116,8 @@ def test_a_peer_in_another_zone_holds_the_newest_snapshot(cluster: Any, tmp_path
         checkpoints.save(state, step=3)
         assert torch.equal(checkpoints.load().state["w"], state["w"])
         assert store.reads_from_peer is False
-    release_peer("a")
-    assert find_peer("a") is None
+    release_peer(run)
+    assert find_peer(run) is None
 
 
 def test_the_peer_goes_far_away() -> None:
