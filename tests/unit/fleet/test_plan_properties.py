@@ -62,7 +62,7 @@ def market(periods):
     return lambda name, now: any(b <= now < b + length for b, length in periods.get(name, ()))
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(pools, jobs(), droughts, st.booleans())
 def test_no_plan_exceeds_a_pool_or_a_budget_and_every_action_has_its_reason(
     pools, jobs, droughts, span
@@ -75,7 +75,7 @@ def test_no_plan_exceeds_a_pool_or_a_budget_and_every_action_has_its_reason(
     assert all(sum(h.pool == p.name for h in world.hosts.values()) <= p.max_hosts for p in pools)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(pools, jobs(), droughts)
 def test_the_same_input_gets_the_same_plan_whatever_was_asked_before(pools, jobs, droughts):
     world = World(pools, jobs, dry=market(droughts), policy=POLICY, start_s=START_S)
@@ -84,7 +84,7 @@ def test_the_same_input_gets_the_same_plan_whatever_was_asked_before(pools, jobs
     assert plan_fleet(view, demand, policy=POLICY) == plan_fleet(view, demand)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(pools, jobs(urgent=False), st.booleans())
 def test_nothing_comes_and_goes_while_nothing_changes(pools, jobs, span):
     """Jobs without an end, a market that stands still: after a while no host is touched."""
@@ -97,7 +97,7 @@ def test_nothing_comes_and_goes_while_nothing_changes(pools, jobs, span):
     assert {job.id: job.grant for job in jobs.values()} == grants
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(pools, jobs(urgent=False), st.booleans(), st.sampled_from([0.0, 5.0, 15.0]))
 def test_no_more_hosts_are_asked_for_than_the_jobs_can_use(pools, jobs, span, launch_s):
     """Jobs without an end that were all there at the start: every host asked for stays in use.
@@ -117,7 +117,7 @@ def test_no_more_hosts_are_asked_for_than_the_jobs_can_use(pools, jobs, span, la
     assert {h for job in jobs.values() for h in job.grant.hosts} == set(launched)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.integers(100, 2000), st.floats(1.3, 2.5), droughts, st.integers(0, 1), st.booleans())
 def test_a_deadline_that_can_be_met_is_met_whatever_the_market_does(
     work_s, slack, droughts, home, measured
@@ -138,7 +138,7 @@ def test_a_deadline_that_can_be_met_is_met_whatever_the_market_does(
     assert not world.actions(ActionKind.LATE)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(4, 12))
 def test_waiting_tenants_share_by_weight(x, y, hosts):
     """Single-worker jobs of two tenants that both want everything: shares differ by a host."""
