@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,14 @@ class DecisionLog(Journal[DecisionBatch]):
 
 
 def _parse(data: bytes) -> DecisionBatch:
+    """A log outlives the version that wrote it: what is not known is passed over, what that version
+    did not write has its default."""
     raw: dict[str, Any] = json.loads(data)
-    lists = ("hosts", "pays")
-    decisions = tuple(
-        DecisionEvent(**{**d, **{name: tuple(d[name]) for name in lists}}) for d in raw["decisions"]
+    return DecisionBatch(t=raw["t"], decisions=tuple(map(_decision, raw["decisions"])))
+
+
+def _decision(raw: Mapping[str, Any]) -> DecisionEvent:
+    known = {one.name for one in fields(DecisionEvent)}
+    return DecisionEvent(
+        **{k: tuple(v) if k in ("hosts", "pays") else v for k, v in raw.items() if k in known}
     )
-    return DecisionBatch(t=raw["t"], decisions=decisions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 
@@ -210,3 +211,15 @@ def test_decisions_are_read_as_they_were_written_newest_last(tmp_path):
     assert [d.subject for d in log.last()] == ["j1", "j2", "j3"]
     assert [d.subject for d in log.last(2)] == ["j2", "j3"]
     assert log.last(1)[0].hosts == ("a",)
+
+
+def test_decisions_of_another_version_are_read(tmp_path):
+    store = ObjectStore.open(str(tmp_path / "store"))
+    log = DecisionLog(store, spool=tmp_path / "spool")
+    was = {"t": 1.0, "kind": "grant", "subject": "j", "why": "spot", "hosts": ["a"]}
+    store.put(
+        "decisions/000000000001000.json",
+        json.dumps({"t": 1.0, "decisions": [{**was, "usd_per_hour": 3.0}]}).encode(),
+    )
+    expected = DecisionEvent(t=1.0, kind="grant", subject="j", why="spot", hosts=("a",))
+    assert log.last() == [expected]
