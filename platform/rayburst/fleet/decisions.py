@@ -82,6 +82,9 @@ def _parse(data: bytes) -> DecisionBatch:
 
 def _decision(raw: Mapping[str, Any]) -> DecisionEvent:
     known = {one.name for one in fields(DecisionEvent)}
-    return DecisionEvent(
-        **{k: tuple(v) if k in ("hosts", "pays") else v for k, v in raw.items() if k in known}
-    )
+    found: dict[str, Any] = {
+        name: tuple(value) if name in ("hosts", "pays") else value
+        for name, value in raw.items()
+        if name in known
+    }
+    return DecisionEvent(**found)
