@@ -8,7 +8,7 @@ from html import escape
 from rayburst.cost.tco import BreakEven
 from rayburst.report import bars, numbers, svg
 from rayburst.report.axis import LEFT, RIGHT, WIDTH
-from rayburst.report.parts import section
+from rayburst.report.parts import header, section
 from rayburst.report.style import market_class, page
 
 _TOP, _BOTTOM = 24.0, 320.0
@@ -24,12 +24,7 @@ def own_or_rent_page(point: BreakEven, sku: str) -> str:
     return page(
         f"own or rent {sku}",
         [
-            svg.el(
-                "header",
-                '<p class="eyebrow">own or rent</p>',
-                f"<h1>{escape(sku)}</h1>",
-                f'<p class="lead">{escape(lead)}</p>',
-            ),
+            header("own or rent", escape(sku), lead),
             section("An hour of work, by utilisation", "", own_or_rent(point)),
             section("Break-even", "", _table(point)),
         ],

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 
-from rayburst.report import bars, headline, loss, marks, numbers, svg, timeline
+from rayburst.report import bars, headline, numbers, run_sections, svg, timeline
 from rayburst.report.headline import Report, get
 from rayburst.report.history import Event, Interval, NodeLife, Run, ms, node_lives, read_run
 from rayburst.report.interruption import Interruption, read_interruption
-from rayburst.report.parts import legend, market_items, sample, section, state_items, swatch
-from rayburst.report.spend import spend, summed
+from rayburst.report.parts import section
 from rayburst.report.style import MARKETS, page
 from rayburst.train.goodput import PURPOSES, Goodput
 from rayburst.train.run_report import run_report
@@ -87,60 +86,29 @@ def _timeline(story: _Story) -> str:
         story.run,
         span=story.span,
         phases=[(str(p["name"]), ms(p["start"]), ms(p["end"])) for p in report.get("phases") or ()],
-        checkpoints=_checkpoints(story.run_log),
+        checkpoints=run_sections.committed_at(story.run_log),
         interruptions=story.interruptions,
     )
     words = "Every node from request to end; its seconds at the right. Training above them."
-    return section("Nodes", words, _timeline_legend(story) + drawn)
-
-
-def _checkpoints(log: Sequence[Event]) -> list[int]:
-    """When checkpoints were safe: rank 0 tells of each that was committed."""
-    return sorted(ms(r["t"]) for r in log if r["kind"] == "committed")
-
-
-def _timeline_legend(story: _Story) -> str:
-    items = market_items(life.market for life in story.lives)
-    items += state_items(i.kind for i in story.interruptions)
-    if story.run.window:
-        items += [
-            (swatch(cls="stall"), "training stands still"),
-            (sample(marks.diamond(10, 7)), "checkpoint"),
-            (sample(marks.triangle_right(6, 7)), "training goes on"),
-        ]
-    if any(s.redone for s in story.run.steps):
-        items.append((swatch(fill="url(#hatch-lost)"), "steps lost, computed again"))
-    return legend(items)
+    legend = run_sections.nodes_legend(story.run, story.lives, story.interruptions)
+    return section("Nodes", words, legend + drawn)
 
 
 def _loss(story: _Story) -> str:
-    drawn = loss.draw(
+    return run_sections.loss_over_time(
         story.run,
+        story.run_log,
         span=story.span,
-        validation=[
-            (ms(r["t"]), float(r["bits_per_byte"]))
-            for r in story.run_log
-            if r["kind"] == "validation"
-        ],
+        told=story.interruptions,
         order0=get(story.report, "training", "order0_bits_per_byte"),
-        marks=[i.at_ms for i in story.interruptions if i.at_ms is not None],
+        words="Line: training loss, mean over workers. Circles: validation on held-out text.",
     )
-    words = (
-        "Line: training loss, mean over workers. Circles: validation on held-out text. "
-        "Dashed: an interruption. Same clock as above."
-    )
-    return section("Loss", words, drawn)
 
 
 def _spend(story: _Story) -> str:
-    parts = spend(story.node_events, story.run_log, end=story.span[1] / 1000)
-    if not parts:
-        return ""
-    total = summed(parts)
-    share = numbers.percent(total["training"], sum(total.values()))
-    words = f"Each node-second counts once. {share} of them were training that lasted."
-    body = bars.spend_bars(parts) + bars.spend_table(parts)
-    return section("What the node-seconds were spent on", words, body)
+    title = "What the node-seconds were spent on"
+    end = story.span[1] / 1000
+    return run_sections.node_seconds(title, story.node_events, story.run_log, end=end)
 
 
 def _goodput(story: _Story) -> str:

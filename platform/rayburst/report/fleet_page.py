@@ -22,7 +22,7 @@ from rayburst.fleet.taken import taken_away
 from rayburst.report import money, numbers, over_time, svg, timeline
 from rayburst.report.history import Interval, NodeLife, Run, ms, node_lives
 from rayburst.report.interruption import Interruption
-from rayburst.report.parts import bold, legend, market_items, section, state_items, tile
+from rayburst.report.parts import bold, header, legend, market_items, section, state_items, tile
 from rayburst.report.style import page
 
 if TYPE_CHECKING:
@@ -142,12 +142,7 @@ def _header(story: FleetStory) -> str:
     began = datetime.fromtimestamp(story.span[0] / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
     nodes = numbers.count(len({life.node for life in story.lives}), "node")
     lead = f"{length} since {began}, {nodes} in all."
-    return svg.el(
-        "header",
-        '<p class="eyebrow">rayburst fleet</p>',
-        f"<h1>{escape(story.name)}</h1>",
-        f'<p class="lead">{escape(lead)}</p>',
-    )
+    return header("rayburst fleet", escape(story.name), lead)
 
 
 def _figures(story: FleetStory) -> str:

@@ -10,7 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from rayburst.report import bars, numbers, svg
-from rayburst.report.parts import section, tile
+from rayburst.report.parts import header, section, tile
 from rayburst.report.style import page
 
 if TYPE_CHECKING:
@@ -27,12 +27,7 @@ def forecast_page(told: Forecast) -> str:
     return page(
         "forecast",
         [
-            svg.el(
-                "header",
-                '<p class="eyebrow">rayburst plan</p>',
-                f"<h1>{escape(_title(told))}</h1>",
-                f'<p class="lead">{escape(_lead(told))}</p>',
-            ),
+            header("rayburst plan", escape(_title(told)), _lead(told)),
             _figures(told),
             section("When it ends", "Hours from now.", ends(told)),
             section("What it costs", "Dollars of all its nodes.", costs(told)),

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from rayburst.report import numbers, svg
+from rayburst.report import numbers, parts, svg
 from rayburst.report.interruption import Interruption
 from rayburst.report.parts import bold, tile
 
@@ -26,12 +26,8 @@ def header(report: Report, *, nodes: int, interruptions: Sequence[Interruption])
     status = str(get(report, "job", "status") or numbers.UNKNOWN)
     cls = "status ok" if status == "SUCCEEDED" else "status bad"
     badge = svg.el("span", escape(status.lower()), cls=cls)
-    return svg.el(
-        "header",
-        '<p class="eyebrow">rayburst demo</p>',
-        f"<h1>{_title(report, status, interruptions)} {badge}</h1>",
-        f'<p class="lead">{escape(_lead(report, nodes))}</p>',
-    )
+    title = f"{_title(report, status, interruptions)} {badge}"
+    return parts.header("rayburst demo", title, _lead(report, nodes))
 
 
 def _title(report: Report, status: str, interruptions: Sequence[Interruption]) -> str:

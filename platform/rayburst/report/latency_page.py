@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from rayburst.report import bars, numbers, svg
-from rayburst.report.parts import legend, section, swatch
+from rayburst.report.parts import header, legend, section, swatch
 from rayburst.report.style import page
 
 _WIDTH, _LEFT, _RIGHT = 1080.0, 190.0, 930.0
@@ -59,12 +59,7 @@ def latency_page(
     title: str, cells: Sequence[LoadCell], *, lead: str = "", unit: str = "at once"
 ) -> str:
     """The whole page as HTML; `lead` says where and when it was measured."""
-    head = svg.el(
-        "header",
-        '<p class="eyebrow">rayburst serving</p>',
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="lead">{escape(lead)}</p>',
-    )
+    head = header("rayburst serving", escape(title), lead)
     look = {name: _LOOKS[i % len(_LOOKS)] for i, name in enumerate(_servers(cells))}
     names = legend([(swatch(cls=colour), name) for name, colour in look.items()])
     columns = ("server", unit, "p50", "p95", "p99", "requests/s", "errors")

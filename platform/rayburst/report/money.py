@@ -13,7 +13,7 @@ from rayburst.cost.entries import PURPOSES
 from rayburst.cost.statement import CostRow, Statement
 from rayburst.report import numbers, svg
 from rayburst.report.axis import LEFT, RIGHT, WIDTH
-from rayburst.report.parts import row, swatch
+from rayburst.report.parts import header, row, swatch
 from rayburst.report.style import page
 
 LOOKS: Mapping[str, dict[str, str]] = {
@@ -34,12 +34,8 @@ _NAME = 18
 
 def statement_page(statement: Statement) -> str:
     """A statement alone as a page."""
-    head = svg.el(
-        "header",
-        '<p class="eyebrow">rayburst cost</p>',
-        f"<h1>{numbers.usd(float(statement.usd))} by {escape(statement.by)}</h1>",
-        f'<p class="lead">{escape(in_words(statement))}</p>',
-    )
+    title = f"{numbers.usd(float(statement.usd))} by {escape(statement.by)}"
+    head = header("rayburst cost", title, in_words(statement))
     body = money_bars(statement) + money_table(statement)
     return page("cost", [head, svg.el("section", body)])
 

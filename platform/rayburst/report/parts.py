@@ -13,6 +13,16 @@ from rayburst.report.marks import cross, triangle_down
 from rayburst.report.style import MARKETS, market_class
 
 
+def header(eyebrow: str, title: str, lead: str) -> str:
+    """The top of a page: what made it, its title as markup, one line that sums it up."""
+    return svg.el(
+        "header",
+        svg.el("p", escape(eyebrow), cls="eyebrow"),
+        svg.el("h1", title),
+        svg.el("p", escape(lead), cls="lead"),
+    )
+
+
 def section(title: str, words: str, body: str) -> str:
     """A heading, a line under it, and markup."""
     under = f'<p class="quiet">{escape(words)}</p>' if words else ""

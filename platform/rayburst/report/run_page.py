@@ -20,12 +20,11 @@ from rayburst.cost.entries import NANO, Entry
 from rayburst.fleet.events import NodeEvent
 from rayburst.fleet.spec import FleetSpec
 from rayburst.fleet.taken import taken_away
-from rayburst.report import bars, loss, numbers, run_parts, timeline, usage
+from rayburst.report import run_parts, run_sections, timeline, usage
 from rayburst.report.gaps import gap_after
 from rayburst.report.history import Event, Interval, NodeLife, Run, ms, node_lives, read_run
 from rayburst.report.interruption import Interruption
 from rayburst.report.parts import section
-from rayburst.report.spend import spend, summed
 from rayburst.report.style import page
 from rayburst.train.run_report import RunReport, run_report
 
@@ -214,40 +213,27 @@ def _nodes(story: RunStory) -> str:
         story.run,
         span=story.span,
         phases=(),
-        checkpoints=sorted(ms(r["t"]) for r in story.log if r["kind"] == "committed"),
+        checkpoints=run_sections.committed_at(story.log),
         interruptions=story.interruptions,
     )
     words = "Every node it ran on, from request to end; its seconds at the right."
-    return section("Nodes", words, run_parts.legend_of(story) + drawn)
+    legend = run_sections.nodes_legend(story.run, story.lives, story.interruptions)
+    return section("Nodes", words, legend + drawn)
 
 
 def _loss(story: RunStory) -> str:
-    drawn = loss.draw(
+    words = "Loss over ln 2, which is bits per byte where the model reads bytes; mean over workers."
+    return run_sections.loss_over_time(
         story.run,
+        story.log,
         span=story.span,
-        validation=[
-            (ms(r["t"]), float(r["bits_per_byte"]))
-            for r in story.log
-            if r["kind"] == "validation" and r.get("bits_per_byte") is not None
-        ],
+        told=story.interruptions,
         order0=None,
-        marks=[i.at_ms for i in story.interruptions if i.at_ms is not None],
+        words=words,
     )
-    words = (
-        "Loss over ln 2, which is bits per byte where the model reads bytes; mean over workers. "
-        "Dashed: an interruption. Same clock as above."
-    )
-    return section("Loss", words, drawn)
 
 
 def _spent(story: RunStory) -> str:
-    events = [run_parts.as_event(life) for life in story.lives]
-    flat = [event for several in events for event in several]
-    parts = spend(flat, story.log, end=story.span[1] / 1000)
-    if not parts:
-        return ""
-    total = summed(parts)
-    share = numbers.percent(total["training"], sum(total.values()))
-    words = f"Each node-second counts once. {share} of them were training that lasted."
-    body = bars.spend_bars(parts) + bars.spend_table(parts)
-    return section("What its node-seconds were spent on", words, body)
+    events = [event for life in story.lives for event in run_parts.as_event(life)]
+    title = "What its node-seconds were spent on"
+    return run_sections.node_seconds(title, events, story.log, end=story.span[1] / 1000)

@@ -7,16 +7,11 @@ from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING
 
-from rayburst.report import bars, marks, numbers, svg
+from rayburst.report import bars, numbers, parts, svg
 from rayburst.report.history import Event, NodeLife
 from rayburst.report.parts import (
     bold,
-    legend,
-    market_items,
-    sample,
     section,
-    state_items,
-    swatch,
     tile,
 )
 from rayburst.report.style import market_class
@@ -32,12 +27,7 @@ def header(story: RunStory) -> str:
     spent = story.summary.goodput
     nodes = numbers.count(len({life.node for life in story.lives}), "node")
     words = f"{numbers.count(spent.steps, 'step')} in {length} since {began}, on {nodes}."
-    return svg.el(
-        "header",
-        '<p class="eyebrow">rayburst training run</p>',
-        f"<h1>{escape(story.name)}</h1>",
-        f'<p class="lead">{escape(words)}</p>',
-    )
+    return parts.header("rayburst training run", escape(story.name), words)
 
 
 def figures(story: RunStory) -> str:
@@ -70,22 +60,6 @@ def figures(story: RunStory) -> str:
         tile("Checkpoints", str(summary.checkpoints), "", kept),
     )
     return svg.el("div", *tiles, cls="figures")
-
-
-def legend_of(story: RunStory) -> str:
-    """What the timeline's colours and signs mean."""
-    items = market_items(life.market for life in story.lives)
-    items += state_items(one.kind for one in story.interruptions)
-    if story.run.window:
-        items += [
-            (swatch(cls="stall"), "training stands still"),
-            (sample(marks.diamond(10, 7)), "checkpoint"),
-        ]
-    if len(story.run.changeovers) > 1:
-        items.append((sample(marks.triangle_right(6, 7)), "training goes on"))
-    if any(step.redone for step in story.run.steps):
-        items.append((swatch(fill="url(#hatch-lost)"), "steps lost, computed again"))
-    return legend(items)
 
 
 def dollars(story: RunStory) -> str:
