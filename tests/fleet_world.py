@@ -119,7 +119,8 @@ class World:
     hosts: dict[str, Host] = field(default_factory=dict)
     plans: list[Plan] = field(default_factory=list)
     log: list[tuple[float, str, str]] = field(default_factory=list)
-    failed: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, list[float]] = field(default_factory=dict)
+    """Launches that failed since the pool last launched a host that joined."""
     taken: dict[str, float] = field(default_factory=dict)
     promised: list[tuple[float, str]] = field(default_factory=list)
     """When a host of a pool will be on record."""
@@ -148,8 +149,8 @@ class World:
             replace(
                 p,
                 start_s=self.start_s,
-                failed_at=self.failed.get(p.name),
-                failed_why="no capacity" if p.name in self.failed else "",
+                failures=tuple(self.failed.get(p.name, ())),
+                failed_why="no capacity" if self.failed.get(p.name) else "",
                 interrupted_at=self.taken.get(p.name),
                 promised=sum(name == p.name for _, name in self.promised),
             )
@@ -199,6 +200,9 @@ class World:
         )
 
     def _market(self) -> None:
+        for host in self.hosts.values():
+            if self.now >= host.up_at and (failed := self.failed.get(host.pool)):
+                self.failed[host.pool] = [at for at in failed if at > host.requested_at]
         for name, host in list(self.hosts.items()):
             if self.dry(host.pool, self.now):
                 self.taken[host.pool] = self.now
@@ -233,7 +237,8 @@ class World:
 
     def _launch(self, name: str, count: int) -> None:
         if self.dry(name, self.now):
-            self.failed[name] = self.now
+            self.failed.setdefault(name, []).append(self.now)
+            self.log.append((self.now, "failed", name))
             return
         self.promised += [(self.now + self.launch_s, name)] * count
         if self.launch_s == 0:

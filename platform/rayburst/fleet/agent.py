@@ -27,10 +27,18 @@ from rayburst.fleet.deadline import DeadlinePolicy
 from rayburst.fleet.decisions import DecisionLog
 from rayburst.fleet.desk import Desk
 from rayburst.fleet.events import IMPATIENT, EventLog, NodeEvent
-from rayburst.fleet.files import read_json, write_atomically
+from rayburst.fleet.failures import read_failures, record_failure, recovered
+from rayburst.fleet.files import write_atomically
 from rayburst.fleet.layout import FleetDir
 from rayburst.fleet.monitor import MonitorKeeper
-from rayburst.fleet.observer import Failure, events_of, fleet_view, new_tags
+from rayburst.fleet.observer import (
+    UP_TAG,
+    events_of,
+    fleet_view,
+    new_tags,
+    served_at,
+    stillborn,
+)
 from rayburst.fleet.openings import Opening, write_openings
 from rayburst.fleet.outlook import Outlook
 from rayburst.fleet.packing import RequestKind
@@ -115,6 +123,8 @@ class Agent:
         changed = False
         for host in hosts:
             if host.lives and (tags := new_tags(host, nodes.get(host.id), now)):
+                if UP_TAG in tags:
+                    recovered(self._fleet, host.pool, at=host.requested_at)
                 self._pools[host.pool].tag(host.id, tags)
                 changed = True
         return changed
@@ -157,8 +167,8 @@ class Agent:
         return plan
 
     def _view(self, hosts: list[Host], ray: RayView, now: float) -> FleetView:
-        failures = self._failures()
-        failed_at = {pool: failure.at for pool, failure in failures.items()}
+        failures = read_failures(self._fleet)
+        failed_at = {pool: failed.at[-1] for pool, failed in failures.items()}
         view = fleet_view(
             self._spec,
             hosts,
@@ -171,13 +181,6 @@ class Agent:
         )
         self._outlook.observe(now, {pool.name for pool in view.pools if is_down(pool, now)})
         return view
-
-    def _failures(self) -> dict[str, Failure]:
-        found = {}
-        for pool in self._pools:
-            if raw := read_json(self._fleet.path / "failures" / f"{pool}.json"):
-                found[pool] = Failure(**raw)
-        return found
 
     def _write_caps(self, plan: Plan, hosts: list[Host]) -> None:
         seen: dict[str, list[str]] = {name: [] for name in plan.caps}
@@ -219,6 +222,9 @@ class Agent:
     def _forget(self, hosts: list[Host], now: float) -> None:
         for host in hosts:
             if host.gone_at is not None and now - host.gone_at > _REMEMBER_GONE_S:
+                failed = stillborn(host)  # its record goes, the failure stays
+                if failed is not None and failed[0] > served_at(hosts, host.pool):
+                    record_failure(self._fleet, host.pool, at=failed[0], why=failed[1])
                 self._pools[host.pool].forget(host.id)
 
     def _publish(self, now: float, ray: RayView | None, plan: Plan | None) -> None:

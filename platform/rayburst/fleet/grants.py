@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from rayburst.fleet.deadline import DeadlinePolicy
-from rayburst.fleet.jobs import JobView
-from rayburst.fleet.live import ALLOWED, wish_for
+from rayburst.fleet.jobs import ALLOWED, JobView
+from rayburst.fleet.live import wish_for
 from rayburst.fleet.moves import Stake, change_over, homeward
 from rayburst.fleet.purse import Purse
 from rayburst.fleet.reclaim import make_room

@@ -18,6 +18,7 @@ from typing import Any, TypedDict
 
 from rayburst.errors import SpecError, UnitError
 from rayburst.fleet import units
+from rayburst.fleet.spec import Market
 from rayburst.train.grants import Ask, Grant
 
 CHANGEOVER_S = 30.0
@@ -28,6 +29,11 @@ SLACK_SHARE = 0.2
 
 _EFFICIENCY = 0.9  # another size is taken when it needs less than this share of the node-seconds
 TERMS = ("deadline", "budget", "tenant", "priority", "floor", "span", "market")
+
+
+HOME = frozenset({Market.ON_PREM})
+USUAL = frozenset({Market.ON_PREM, Market.SPOT})
+ALL = frozenset(Market)
 
 
 class MarketPolicy(StrEnum):
@@ -41,6 +47,15 @@ class MarketPolicy(StrEnum):
     """Owned and spot hosts, whatever the deadline says."""
     ON_DEMAND = "on-demand"
     """All markets, on-demand whenever the others do not suffice."""
+
+
+ALLOWED = {
+    MarketPolicy.AUTO: USUAL,
+    MarketPolicy.ON_PREM: HOME,
+    MarketPolicy.SPOT: USUAL,
+    MarketPolicy.ON_DEMAND: ALL,
+}
+"""The markets that a job may use at any time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +75,12 @@ class Terms:
     floor: int = 0
     span_any: bool | None = None
     market: MarketPolicy = MarketPolicy.AUTO
+
+    @property
+    def markets(self) -> frozenset[Market]:
+        """All markets that it may use when it must."""
+        must = self.deadline is not None or self.floor > 0
+        return ALL if must and self.market is MarketPolicy.AUTO else ALLOWED[self.market]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,9 +19,18 @@ from dataclasses import replace
 from rayburst.fleet.deadline import DeadlinePolicy
 from rayburst.fleet.hazards import Hazards, pooled_prior
 from rayburst.fleet.job_state import Decision, JobMarketState, Runs, ZoneNow
-from rayburst.fleet.jobs import MarketPolicy, changeover_s, wanted_workers, work_left_s
+from rayburst.fleet.jobs import (
+    ALL,
+    ALLOWED,
+    HOME,
+    USUAL,
+    MarketPolicy,
+    changeover_s,
+    wanted_workers,
+    work_left_s,
+)
 from rayburst.fleet.recorded import RECORDED
-from rayburst.fleet.site import ALL, HOME, NOTHING, USUAL, Site, Wish
+from rayburst.fleet.site import NOTHING, Site, Wish
 from rayburst.fleet.spec import Market
 
 TICK_S = 15.0
@@ -32,12 +41,6 @@ REPAYS = 2.0
 """How many times its cost a move or a smaller size must save, so that a wrong guess costs little.
 """
 
-ALLOWED = {
-    MarketPolicy.AUTO: USUAL,
-    MarketPolicy.ON_PREM: HOME,
-    MarketPolicy.SPOT: USUAL,
-    MarketPolicy.ON_DEMAND: ALL,
-}
 ZONES = 6
 """Spot domains that are up which one decision looks at, of twice as many, the cheapest first."""
 
@@ -65,6 +68,8 @@ def wish_for(site: Site, policy: DeadlinePolicy, *, left_usd: float | None) -> W
         wish = _to_measure(site, size)
     else:
         wish = _by_deadline(site, size, policy, left_usd)
+    if not wish.workers and not wish.short_usd and (resting := site.resting()):
+        wish = wish.because(f"{wish.why}; {resting}")
     late_s = max(wish.late_s, -spare_s(site, wish.workers or size), 0.0)
     if (wish.size, wish.late_s) == (size, late_s):
         return wish

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from rayburst.fleet.jobs import JobView, changeover_s, work_left_s
+from rayburst.fleet.jobs import HOME, JobView, changeover_s, work_left_s
 from rayburst.fleet.live import REPAYS, move_s, spare_s
-from rayburst.fleet.site import HOME, Site, Wish
+from rayburst.fleet.site import Site, Wish
 from rayburst.fleet.spec import Market
 from rayburst.fleet.supply import Supply
 from rayburst.fleet.view import Action, ActionKind, NodeState
@@ -98,10 +98,9 @@ def _drains(stake: Stake, supply: Supply, surplus: list[str], why: str) -> list[
 def homeward(stake: Stake) -> Wish | None:
     """The place at home that repays coming home; None where there is none or it does not pay."""
     site, job = stake.site, stake.job
-    if (
-        all(site.supply.pools[pool].view.market is Market.ON_PREM for pool in stake.pools)
-        or not stake.pools
-    ):
+    if not stake.pools or stake.yields:  # what it leaves to another is no home of its own
+        return None
+    if all(site.supply.pools[pool].view.market is Market.ON_PREM for pool in stake.pools):
         return None
     home = site.best(stake.workers, HOME)
     work = work_left_s(site.ask, home.workers) if home.workers else None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from rayburst.fleet._ray_hooks import RayNode, RayNodeStatus, RayView
 from rayburst.fleet.events import NodeEvent
+from rayburst.fleet.failures import Failures
 from rayburst.fleet.outlook import Outlook
 from rayburst.fleet.pools.base import ENDED_BY_AUTOSCALER, GIVEN_BACK, Host
 from rayburst.fleet.render import node_labels, node_resources
@@ -21,19 +22,11 @@ FIRST_START_S = 30.0
 """What a host takes to join, until one was seen to."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
-    """The last failed launch of a pool."""
-
-    at: float
-    why: str
-
-
 def fleet_view(
     spec: FleetSpec,
     hosts: Sequence[Host],
     ray: RayView,
-    failures: Mapping[str, Failure],
+    failures: Mapping[str, Failures],
     now: float,
     *,
     limit: Limit | None = None,
@@ -71,21 +64,16 @@ def fleet_view(
 def _pool_view(
     pool: PoolSpec,
     hosts: Sequence[Host],
-    failure: Failure | None,
+    failed: Failures | None,
     promised: int,
     rates: SpotRates | None,
 ) -> PoolView:
     mine = [host for host in hosts if host.pool == pool.name]
     taken = [at for host in mine if (at := lost_at(host)) is not None]
-    stillborn = [
-        Failure(at=host.gone_at, why=f"{host.id}: {host.gone_why}")
-        for host in mine
-        if host.gone_at is not None
-        and UP_TAG not in host.tags
-        and not host.notice
-        and host.gone_why != ENDED_BY_AUTOSCALER
-    ]
-    last = max((*stillborn, *([failure] if failure else [])), key=lambda one: one.at, default=None)
+    whys = dict.fromkeys(failed.at, failed.why) if failed else {}
+    whys |= {at: why for host in mine if (found := stillborn(host)) for at, why in [found]}
+    served = served_at(mine, pool.name)
+    times = sorted(at for at in whys if at > served)
     return PoolView(
         name=pool.name,
         market=Market(pool.market),
@@ -97,12 +85,27 @@ def _pool_view(
         domain=pool.zone or pool.name,
         start_s=_start_s(mine),
         shortest_paid_s=pool.shortest_paid_s,
-        failed_at=last.at if last else None,
-        failed_why=last.why if last else "",
+        failures=times,
+        failed_why=whys[times[-1]] if times else "",
         interrupted_at=max(taken, default=None),
         promised=promised,
         spot=rates,
     )
+
+
+def stillborn(host: Host) -> tuple[float, str] | None:
+    """When and why a host ended that never joined: a failed launch. None for any other."""
+    if host.gone_at is None or UP_TAG in host.tags or host.notice:
+        return None
+    if host.gone_why == ENDED_BY_AUTOSCALER:
+        return None
+    return host.gone_at, f"{host.id}: {host.gone_why}"
+
+
+def served_at(hosts: Sequence[Host], pool: str) -> float:
+    """When a pool was last asked for a host that joined, of those on record."""
+    asked = [host.requested_at for host in hosts if host.pool == pool and UP_TAG in host.tags]
+    return max(asked, default=-math.inf)
 
 
 def lost_at(host: Host) -> float | None:

@@ -9,7 +9,6 @@ the agent through the caps; what the autoscaler asks for before it has seen new 
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from ray.autoscaler.node_provider import NodeProvider
 from ray.autoscaler.tags import NODE_KIND_HEAD, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
 from rayburst.errors import PoolError
-from rayburst.fleet.files import write_atomically
+from rayburst.fleet.failures import record_failure
 from rayburst.fleet.layout import FleetDir
 from rayburst.fleet.openings import admitted
 from rayburst.fleet.pools import open_pools
@@ -93,8 +92,3 @@ class HybridNodeProvider(NodeProvider):  # type: ignore[misc]  # Ray ships no an
 
 
 _HEAD_TAGS = {TAG_RAY_NODE_KIND: NODE_KIND_HEAD, TAG_RAY_USER_NODE_TYPE: HEAD_ID}
-
-
-def record_failure(fleet: FleetDir, pool: str, *, at: float, why: str) -> None:
-    """Leave word of a failed launch for the agent, which closes the pool for a while."""
-    write_atomically(fleet.path / "failures" / f"{pool}.json", json.dumps({"at": at, "why": why}))

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rayburst.fleet.jobs import JobView, MarketPolicy
-from rayburst.fleet.live import ALLOWED
+from rayburst.fleet.jobs import JobView
 from rayburst.fleet.moves import Stake
-from rayburst.fleet.site import ALL, Site
+from rayburst.fleet.site import Site
 from rayburst.fleet.stock import PoolStock
 from rayburst.fleet.supply import Supply
 from rayburst.fleet.turns import Shares
@@ -44,9 +43,7 @@ def make_room(stakes: Sequence[Stake], supply: Supply, shares: Shares) -> None:
 
 def _usable(site: Site) -> Iterator[list[tuple[PoolStock, int]]]:
     """The pools of each domain that a job may use at all."""
-    terms = site.job.terms
-    dear = terms.market is MarketPolicy.AUTO and (terms.deadline is not None or terms.floor > 0)
-    markets = ALL if dear else ALLOWED[terms.market]
+    markets = site.job.terms.markets
     for stocks in site.domains.values():
         yield [one for one in stocks if one[0].view.market in markets]
 

@@ -13,14 +13,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from rayburst.fleet.jobs import JobView
+from rayburst.fleet.jobs import ALL, JobView
 from rayburst.fleet.spec import Market
 from rayburst.fleet.supply import Supply
 from rayburst.train.grants import Ask
-
-HOME = frozenset({Market.ON_PREM})
-USUAL = frozenset({Market.ON_PREM, Market.SPOT})
-ALL = frozenset(Market)
 
 LOOK_AT = 4
 """Domains with room for the least of a job that one choice compares, the cheapest first."""
@@ -85,6 +81,17 @@ class Site:
             for stock, fit in self.domains.get(domain, ())
             if stock.view.market in markets
         )
+
+    def resting(self) -> str:
+        """Why pools that it could use are closed for now; "" where none is."""
+        markets = self.job.terms.markets
+        whys = [
+            why
+            for pool, why in self.supply.resting.items()
+            if self.fits[pool] and self.supply.pools[pool].view.market in markets
+        ]
+        more = f" and {len(whys) - 2} more" if len(whys) > 2 else ""
+        return "; ".join(whys[:2]) + more
 
     def settled(self, size: int, late_s: float) -> Wish | None:
         """What it holds, where that is all it wants: the full size in one domain, none dear."""

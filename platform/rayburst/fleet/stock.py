@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rayburst.fleet.backoff import Rest, rest_of
 from rayburst.fleet.spec import Market
 from rayburst.fleet.view import NodeView, PoolView
 
 POOL_COOLDOWN_S = 30.0
-"""How long a pool stays closed after a launch failed, and ranks last after an interruption."""
+"""How long a pool ranks last after an interruption."""
+
+LONGEST_REST_S = {Market.ON_PREM: 480.0, Market.SPOT: 480.0, Market.ON_DEMAND: 60.0}
+"""How long a pool stays closed at most after launches that failed; see `backoff.py`. On-demand is
+the last resort of a deadline and is asked again sooner."""
 
 MARKET_RANK = {Market.ON_PREM: 0, Market.SPOT: 1, Market.ON_DEMAND: 2}
 _BUSY_EPSILON = 1e-6
@@ -72,7 +77,12 @@ def rank(pool: PoolView, now: float) -> Rank:
     return (MARKET_RANK[pool.market], recent, price is None, cost, pool.name)
 
 
+def rest(pool: PoolView) -> Rest:
+    """Until when a pool stays closed, and how many launches in a row failed."""
+    return rest_of(pool.failures, longest_s=LONGEST_REST_S[pool.market])
+
+
 def is_down(pool: PoolView, now: float) -> bool:
-    """Whether a pool failed to launch or lost a host within the cool-down."""
-    times_ = (at for at in (pool.failed_at, pool.interrupted_at) if at is not None)
-    return any(now - at < POOL_COOLDOWN_S for at in times_)
+    """Whether a pool is closed after failed launches, or lost a host within the cool-down."""
+    lost = pool.interrupted_at is not None and now - pool.interrupted_at < POOL_COOLDOWN_S
+    return lost or now < rest(pool).until

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from rayburst.fleet.fitting import Fitting
 from rayburst.fleet.job_state import ZoneNow
-from rayburst.fleet.stock import POOL_COOLDOWN_S, PoolStock, rank, unused
+from rayburst.fleet.stock import PoolStock, rank, rest, unused
 from rayburst.fleet.view import FleetView, NodeState, NodeView, PoolView
 
 BUDGET_LAG_S = 3.0
@@ -62,6 +63,8 @@ class Supply:
         self._changes: Counter[str] = Counter()
         """How often something was given in a domain; "" is in any."""
         self._closed: dict[str, str | None] = {}
+        self.resting = {p.name: why for p in view.pools if (why := _rests(p, view.now))}
+        """Pools that are closed for a while, and why."""
         self._fitting: dict[object, Fitting] = {}
         self.slowest_start_s = max((pool.start_s for pool in view.pools), default=0.0)
         self.in_vain: set[object] = set()
@@ -160,7 +163,7 @@ class Supply:
     def closed(self, pool: PoolView) -> str | None:
         """Why nothing may be launched in a pool now; None when it may."""
         if pool.name not in self._closed:
-            self._closed[pool.name] = _failed_lately(pool, self.view)
+            self._closed[pool.name] = self.resting.get(pool.name) or _never_opens(pool, self.view)
         if (why := self._closed[pool.name]) is not None:
             return why
         return self.over_budget(pool)
@@ -248,9 +251,16 @@ def _for(job: str) -> str:
     return f"job {job}"
 
 
-def _failed_lately(pool: PoolView, view: FleetView) -> str | None:
-    if pool.failed_at is not None and view.now - pool.failed_at < POOL_COOLDOWN_S:
-        return f"{pool.name} failed {view.now - pool.failed_at:.0f} s ago: {pool.failed_why}"
+def _rests(pool: PoolView, now: float) -> str | None:
+    """Why a pool that failed is closed; the text stays the same until it fails again."""
+    if not pool.failures or now >= (closed := rest(pool)).until:
+        return None
+    until = datetime.fromtimestamp(closed.until, UTC).strftime("%H:%M:%S")
+    times = "a launch" if closed.attempts == 1 else f"{closed.attempts} launches in a row"
+    return f"{pool.name} is closed until {until} UTC after {times} failed: {pool.failed_why}"
+
+
+def _never_opens(pool: PoolView, view: FleetView) -> str | None:
     if view.budget_usd is not None and pool.price_usd_per_hour is None:
         return f"{pool.name} has no known price and the fleet has a budget"
     return None

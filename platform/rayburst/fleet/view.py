@@ -64,6 +64,8 @@ class PoolView:
         domain: a gang stays on pools of one domain (a zone, a rack).
         start_s: from a host's request to its joining, as seen lately.
         shortest_paid_s: the least time that a host is paid for.
+        failures: when launches failed (unix seconds), since it last launched a host that joined;
+            `failed_why` is of the last one.
         promised: nodes granted a moment ago that are not on record as hosts yet. They are on their
             way through the autoscaler: taking a grant back then would end them half started.
         spot: None for other markets, and for a spot pool of which nothing is known.
@@ -79,7 +81,7 @@ class PoolView:
     domain: str = ""
     start_s: float = 30.0
     shortest_paid_s: float = 0.0
-    failed_at: float | None = None
+    failures: Sequence[float] = ()
     failed_why: str = ""
     interrupted_at: float | None = None
     promised: int = 0

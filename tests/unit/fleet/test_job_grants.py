@@ -197,6 +197,17 @@ def test_coming_home_is_make_before_break_and_only_when_it_pays():
         assert bool(w.actions(ActionKind.MOVE)) is comes
 
 
+def test_a_job_that_leaves_its_owned_host_to_another_keeps_its_rented_one():
+    """The other may use no other market; going home with fewer workers would leave it waiting."""
+    pools = [replace(POOLS[0], max_hosts=1), replace(POOLS[1], max_hosts=2)]
+    wide = WorldJob("wide", steps=1e6, most=2, terms=Terms(tenant="x", span_any=True))
+    home = WorldJob("home", steps=1e6, terms=Terms(tenant="y", market=MarketPolicy.ON_PREM))
+    w = world(wide, home, pools=pools).run(300)
+    assert w.held("home") == ["rack"]
+    assert w.held("wide") == ["spot-a", "spot-a"]
+    assert [what for _, what, _ in w.log] == ["launched"] * 3, "nothing is given back"
+
+
 def test_a_move_that_has_begun_goes_on_until_it_is_done():
     """The only owned host is on its way: it is the job's own, and there is no other room."""
     job = WorldJob("a", steps=40_000)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rayburst.fleet._ray_hooks import RayNode, RayNodeStatus, RayView
+from rayburst.fleet.failures import Failures
 from rayburst.fleet.observer import (
     DRAINING_TAG,
     UP_TAG,
-    Failure,
     events_of,
     fleet_view,
     new_tags,
@@ -88,19 +90,32 @@ def test_only_an_idle_node_has_idle_time():
         ray_node("spot-a-0002", RayNodeStatus.RUNNING, idle_s=30),
     ]
     hosts = [host("spot-a-0001"), host("spot-a-0002")]
-    seen = fleet_view(
-        SPEC, hosts, RayView(nodes=tuple(nodes), requests=()), {"spot-a": Failure(at=1, why="x")}, 9
-    )
+    seen = fleet_view(SPEC, hosts, RayView(nodes=tuple(nodes), requests=()), {}, 9)
     assert [node.idle_s for node in seen.nodes] == [30, 0]
-    assert seen.pools[0].failed_at == 1
 
 
 def test_a_host_that_never_joined_counts_as_a_failed_launch():
     stillborn = host("spot-a-0001", gone_at=150.0, gone_why="its Ray node did not start")
     lived = host("spot-a-0002", tags={UP_TAG: "120.000"}, gone_at=160.0, gone_why="taken")
     seen = fleet_view(SPEC, [stillborn, lived], RayView(nodes=(), requests=()), {}, now=170.0)
-    assert seen.pools[0].failed_at == 150.0
+    assert seen.pools[0].failures == [150.0]
     assert "did not start" in seen.pools[0].failed_why
+
+
+def test_failures_on_file_and_of_hosts_count_until_a_host_that_was_asked_for_later_joins():
+    stillborn = host("spot-a-0001", gone_at=150.0, gone_why="its Ray node did not start")
+    failed = {"spot-a": Failures(at=(90.0, 160.0), why="no capacity")}
+
+    def failures(*hosts: Host) -> tuple[list[float], str]:
+        ray = RayView(nodes=(), requests=())
+        (pool,) = fleet_view(SPEC, hosts, ray, failed, now=170.0).pools
+        return list(pool.failures), pool.failed_why
+
+    assert failures(stillborn) == ([90.0, 150.0, 160.0], "no capacity")
+    asked_before = host("spot-a-0002", tags={UP_TAG: "165.0"})  # for at 100
+    assert failures(stillborn, asked_before) == ([150.0, 160.0], "no capacity")
+    later = replace(asked_before, requested_at=161.0)
+    assert failures(stillborn, later) == ([], "")
 
 
 def test_times_are_tagged_once():

@@ -7,12 +7,12 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayburst.fleet.backoff import FIRST_S
 from rayburst.fleet.hazards import BINS, Hazards
 from rayburst.fleet.jobs import JobView
 from rayburst.fleet.packing import LabelRule, Request, RequestKind
 from rayburst.fleet.planner import DRAIN_VISIBLE_S, plan_fleet, without_planned
 from rayburst.fleet.spec import Market
-from rayburst.fleet.stock import POOL_COOLDOWN_S
 from rayburst.fleet.supply import BUDGET_LAG_S
 from rayburst.fleet.view import (
     ActionKind,
@@ -129,11 +129,11 @@ def test_draining_nodes_serve_nothing_and_stay_under_the_cap_until_ray_has_seen_
 
 def test_a_pool_that_failed_is_closed_for_a_while_and_the_next_opens():
     failed = tuple(
-        replace(p, failed_at=NOW - 1, failed_why="no capacity") if p.name == "rack" else p
+        replace(p, failures=(NOW - 1,), failed_why="no capacity") if p.name == "rack" else p
         for p in POOLS
     )
     assert caps(view(pools=failed), CPU) == {"rack": 0, "spot-a": 1, "spot-b": 0, "cloud": 0}
-    healed = tuple(replace(p, failed_at=NOW - POOL_COOLDOWN_S) for p in POOLS)
+    healed = tuple(replace(p, failures=(NOW - FIRST_S,)) for p in POOLS)
     assert caps(view(pools=healed), CPU)["rack"] == 1
 
 

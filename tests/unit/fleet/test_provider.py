@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 import pytest
@@ -11,14 +10,15 @@ from ray.autoscaler.tags import TAG_RAY_LAUNCH_REQUEST, TAG_RAY_NODE_KIND, TAG_R
 from rayburst.errors import PoolError
 from rayburst.fleet import provider as module
 from rayburst.fleet._ray_hooks import RayView
+from rayburst.fleet.backoff import FIRST_S
+from rayburst.fleet.failures import read_failures
 from rayburst.fleet.layout import FleetDir
-from rayburst.fleet.observer import Failure, fleet_view
+from rayburst.fleet.observer import fleet_view
 from rayburst.fleet.openings import Opening, write_openings
 from rayburst.fleet.packing import Request
 from rayburst.fleet.planner import plan_fleet
 from rayburst.fleet.pools.fake import FakePool
 from rayburst.fleet.spec import FleetSpec
-from rayburst.fleet.stock import POOL_COOLDOWN_S
 from rayburst.fleet.view import Demand, Plan
 
 SPEC = FleetSpec.parse(
@@ -68,28 +68,27 @@ def test_a_failed_launch_is_raised_and_left_on_record_for_the_planner(provider, 
     provider.create_node({}, tags("req-1"), 1)
     with pytest.raises(PoolError, match="no capacity"):
         provider.create_node({}, tags("req-2"), 1)
-    failure = json.loads((FleetDir(tmp_path).path / "failures" / "rack.json").read_text())
-    assert "no capacity" in failure["why"]
+    failure = read_failures(FleetDir(tmp_path))["rack"]
+    assert "no capacity" in failure.why
+    assert len(failure.at) == 1
 
 
 def test_a_failed_launch_opens_the_next_pool_in_the_next_plan(provider, pool, tmp_path):
     pool.launch(1, tags={}, why="x")  # the script's next launch fails
 
     def plan(now: float) -> Plan:
-        failures = {"rack": Failure(**json.loads(failed.read_text()))} if failed.exists() else {}
         ray = RayView(nodes=(), requests=())
-        view = fleet_view(SPEC, pool.hosts(), ray, failures, now)
+        view = fleet_view(SPEC, pool.hosts(), ray, read_failures(FleetDir(tmp_path)), now)
         waiting = [Request(resources={"CPU": 1})] * 2  # one for the host that starts, one more
         return plan_fleet(view, Demand(requests=waiting))
 
-    failed = FleetDir(tmp_path).path / "failures" / "rack.json"
     first = plan(time.time())
     assert (first.caps["rack"].max, first.caps["spot"].max) == (2, 0)
     with pytest.raises(PoolError):
         provider.create_node({}, tags("req-1"), 1)
     second = plan(time.time())
     assert (second.caps["rack"].max, second.caps["spot"].max) == (1, 1)
-    assert plan(time.time() + POOL_COOLDOWN_S).caps["rack"].max == 2
+    assert plan(time.time() + FIRST_S).caps["rack"].max == 2
 
 
 def test_a_host_that_goes_is_not_replaced_before_a_plan_says_so(provider, pool, tmp_path):
