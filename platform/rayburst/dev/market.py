@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 
 from rayburst.errors import PoolError
+from rayburst.fleet.failures import recovered
 from rayburst.fleet.files import write_atomically
 from rayburst.fleet.layout import FleetDir
 from rayburst.fleet.pools import open_pools
@@ -36,6 +37,7 @@ def set_market(
         raise PoolError(f"no pool {pool!r} in fleet {fleet.name!r}; its pools: {', '.join(pools)}")
     if hosts is None:
         market_file(fleet.path, pool).unlink(missing_ok=True)
+        recovered(fleet, pool, at=now)  # who opens it need not wait until it is asked again
         return []
     write_atomically(market_file(fleet.path, pool), json.dumps({"hosts": hosts}))
     living = [host for host in pools[pool].hosts() if host.lives and host.notice is None]
