@@ -11,10 +11,11 @@ given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rayburst.fleet.spec import Market
-from rayburst.fleet.stock import PoolStock, times
+from rayburst.fleet.spread import Crowd
+from rayburst.fleet.stock import PoolStock, Rank, times
 
 
 class Fitting:
@@ -35,19 +36,36 @@ class Fitting:
             if (count := self.fits[stock.view.name]) > 0:
                 domain = "" if span_any else stock.view.domain
                 self.domains.setdefault(domain, []).append((stock, count))
-        self._order: dict[frozenset[Market], Sequence[str]] = {}
+        self._order: dict[frozenset[Market], tuple[int, Sequence[str]]] = {}
+        self._alike: dict[str, Sequence[tuple[PoolStock, int]]] = {}
         self._by_price: dict[Market, Mapping[str, float]] = {}
 
-    def cheapest_first(self, markets: frozenset[Market]) -> Sequence[str]:
-        """The domains with pools of these markets: by their best market, then by its price."""
-        if markets not in self._order:
-            ranks = {
-                domain: min(stock.rank for stock, _ in usable)
-                for domain, stocks in self.domains.items()
-                if (usable := [one for one in stocks if one[0].view.market in markets])
-            }
-            self._order[markets] = sorted(ranks, key=lambda domain: ranks[domain])
-        return self._order[markets]
+    def cheapest_first(self, markets: frozenset[Market], crowd: Crowd) -> Sequence[str]:
+        """The domains with pools of these markets: by their best market, then by its price.
+
+        Spot counts dearer where much would be lost with it, as of the `era` of the crowd.
+        """
+        era, order = self._order.get(markets, (-1, ()))
+        if era != crowd.era:
+            order = [domain for _, domain in sorted(self._ranks(markets, crowd))]
+            self._order[markets] = (crowd.era, order)
+        return order
+
+    def _ranks(self, markets: frozenset[Market], crowd: Crowd) -> Iterator[tuple[Rank, str]]:
+        for domain, stocks in self.domains.items():
+            usable = [stock for stock, _ in stocks if stock.view.market in markets]
+            if usable:
+                market, recent, unknown, _, name = usable[0].rank
+                yield (market, recent, unknown, crowd.counted(usable[0]), name), domain
+
+    def alike(self, domain: str) -> Sequence[tuple[PoolStock, int]]:
+        """The spot pools of a domain over which a gang may be spread: they rank like the best one,
+        hold as many workers, and there are at least two."""
+        if domain not in self._alike:
+            spot = [one for one in self.domains[domain] if one[0].view.market is Market.SPOT]
+            found = [s for s in spot if s[0].rank[:3] == spot[0][0].rank[:3] and s[1] == spot[0][1]]
+            self._alike[domain] = found if len(found) > 1 else ()
+        return self._alike[domain]
 
     def by_price(self, market: Market) -> Mapping[str, float]:
         """Domain -> USD an hour of one worker on its cheapest pool of a market, cheapest first.

@@ -153,6 +153,7 @@ def _next_pool(stake: Stake, purse: Purse) -> PoolStock | None:
     if stake.wish.domain is None:
         return None
     markets, job = ALLOWED[stake.job.terms.market], stake.job.id
+    wished: PoolStock | None = None
     more: PoolStock | None = None
     for stock, _ in site.domains[stake.wish.domain]:
         name = stock.view.name
@@ -161,9 +162,12 @@ def _next_pool(stake: Stake, purse: Purse) -> PoolStock | None:
             continue
         if site.supply.has(job, name) > given:
             return stock  # what it has, and what is on its way to it, before anything new
-        if more is None and site.supply.could(stock, job) > given:
-            more = stock
-    return more
+        if (wished and more) or site.supply.could(stock, job) <= given:
+            continue
+        more = more or stock
+        if given < stake.wish.pools.get(name, 0):
+            wished = wished or stock
+    return wished or more
 
 
 def _totals(view: FleetView) -> dict[str, float]:

@@ -28,6 +28,8 @@ class ZoneNow:
 
     Attributes:
         other_up: chance that another of the job's zones is up when this one is lost.
+        dearer: by what share it counts dearer than its price because much of the fleet would be
+            lost together with it (`spread.py`); it only weighs in the choice of a zone.
     """
 
     name: str
@@ -36,6 +38,7 @@ class ZoneNow:
     usd_per_hour: float
     hazards: Hazards
     other_up: float = 0.0
+    dearer: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,6 +128,6 @@ def best_zone(zones: Sequence[ZoneNow], changeover_s: float) -> ZoneNow | None:
     def worth(zone: ZoneNow) -> tuple[float, float, str]:
         lasts_s = zone.hazards.expected_up_s(zone.age_s if zone.up else 0.0)
         useful = max(lasts_s - changeover_s, 0.0) / lasts_s
-        return (useful / zone.usd_per_hour, zone.age_s, zone.name)
+        return (useful / (zone.usd_per_hour * (1 + zone.dearer)), zone.age_s, zone.name)
 
     return max(zones, key=worth)

@@ -17,7 +17,6 @@ import math
 from dataclasses import replace
 
 from rayburst.fleet.deadline import DeadlinePolicy
-from rayburst.fleet.hazards import Hazards, pooled_prior
 from rayburst.fleet.job_state import Decision, JobMarketState, Runs, ZoneNow
 from rayburst.fleet.jobs import (
     ALL,
@@ -29,7 +28,7 @@ from rayburst.fleet.jobs import (
     wanted_workers,
     work_left_s,
 )
-from rayburst.fleet.recorded import RECORDED
+from rayburst.fleet.recorded import PRIOR
 from rayburst.fleet.site import NOTHING, Site, Wish
 from rayburst.fleet.spec import Market
 
@@ -47,12 +46,6 @@ ZONES = 6
 _SPOT = frozenset({Market.SPOT})
 _ON_DEMAND = frozenset({Market.ON_DEMAND})
 _DEAR = frozenset({Market.ON_PREM, Market.ON_DEMAND})
-_PRIOR = pooled_prior(RECORDED)
-
-
-def prior() -> Hazards:
-    """Rates of a spot pool of which nothing is known yet."""
-    return _PRIOR
 
 
 def wish_for(site: Site, policy: DeadlinePolicy, *, left_usd: float | None) -> Wish:
@@ -70,6 +63,9 @@ def wish_for(site: Site, policy: DeadlinePolicy, *, left_usd: float | None) -> W
         wish = _by_deadline(site, size, policy, left_usd)
     if not wish.workers and not wish.short_usd and (resting := site.resting()):
         wish = wish.because(f"{wish.why}; {resting}")
+    spot = [p for p in wish.pools if site.supply.pools[p].view.market is Market.SPOT]
+    if len(spot) > 1:
+        wish = wish.because(f"{wish.why}, over {len(spot)} spot pools")
     late_s = max(wish.late_s, -spare_s(site, wish.workers or size), 0.0)
     if (wish.size, wish.late_s) == (size, late_s):
         return wish
@@ -199,7 +195,7 @@ def market_state(site: Site, size: int, left_usd: float | None) -> JobMarketStat
         runs=runs,
         owed_s=0.0 if runs is Runs.IDLE or site.ask.hosts else change_s,
         zone=zone,
-        together=(site.supply.view.together or prior()) if len(zones) > 1 else None,
+        together=(site.supply.view.together or PRIOR) if len(zones) > 1 else None,
         budget_left_usd=left_usd,
     )
 
@@ -229,7 +225,7 @@ def _zones(site: Site, size: int) -> list[ZoneNow]:
     """
     cheapest = site.fitting.by_price(Market.SPOT)
     lives = [domain for domain in site.lives_in() if domain in cheapest]
-    kind = (site.fitting, site.least, size)
+    kind = (site.fitting, site.least, size, site.supply.crowd.era)
     seen = site.supply.zones.get(kind)
     if seen is None:
         seen = site.supply.zones[kind] = _look(site, size, list(cheapest)[: 2 * ZONES])
@@ -259,8 +255,9 @@ def _zone(site: Site, domain: str, size: int) -> ZoneNow:
         up=has_spot and wish.workers >= site.least,
         age_s=rates.age_s if rates else 0.0,
         usd_per_hour=stock.price * math.ceil(size / fit),
-        hazards=rates.hazards if rates else prior(),
+        hazards=rates.hazards if rates else PRIOR,
         other_up=rates.other_up if rates else 0.5,
+        dearer=site.supply.crowd.dearer(stock.view.name),
     )
 
 

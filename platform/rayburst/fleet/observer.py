@@ -83,6 +83,7 @@ def _pool_view(
         min_hosts=pool.min_hosts,
         max_hosts=pool.max_hosts,
         domain=pool.zone or pool.name,
+        family=_family(pool),
         start_s=_start_s(mine),
         shortest_paid_s=pool.shortest_paid_s,
         failures=times,
@@ -91,6 +92,13 @@ def _pool_view(
         promised=promised,
         spot=rates,
     )
+
+
+def _family(pool: PoolSpec) -> str:
+    """The instance families that a pool draws from, or its accelerator; "" where none is named."""
+    if pool.ec2 is not None:
+        return ", ".join(sorted({kind.partition(".")[0] for kind in pool.ec2.types}))
+    return pool.shape.accelerator or ""
 
 
 def stillborn(host: Host) -> tuple[float, str] | None:

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from rayburst.fleet.hazards import Hazards
-from rayburst.fleet.live import prior
 from rayburst.fleet.market import MarketRecord
+from rayburst.fleet.recorded import PRIOR
 from rayburst.fleet.view import SpotRates
 
 EVERY_S = 30.0
@@ -26,7 +26,7 @@ class Outlook:
 
     def __init__(self, pools: Sequence[str]) -> None:
         self._pools = list(pools)
-        self._record = MarketRecord(prior=prior(), zones=pools) if pools else None
+        self._record = MarketRecord(prior=PRIOR, zones=pools) if pools else None
         self._seen: tuple[bool, ...] = ()
         self._seen_s = 0.0
 

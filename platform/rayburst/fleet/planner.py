@@ -7,22 +7,24 @@ pool is open only while it is granted nodes: `max_workers = nodes that live + no
 below what lives, because the autoscaler stops busy raylets above a cap without a drain.
 
 Jobs that say what they need come first, each with a grant of its own (`grants.py`). All other
-demand of Ray goes to on-prem hosts, then to spot, cheapest first, and to on-demand only where a
-request names it by label.
+demand of Ray goes to on-prem hosts, then to spot, cheapest first and not all to what would be lost
+together (`spread.py`), and to on-demand only where a request names it by label.
 
 Knows no Ray, no cloud and no clock: the time is in the view. Same input, same plan.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rayburst.fleet.deadline import DeadlinePolicy
 from rayburst.fleet.grants import grant_jobs
 from rayburst.fleet.jobs import JobView
 from rayburst.fleet.packing import Bin, LabelRule, Request, RequestKind, Shelf, new_bin, place
 from rayburst.fleet.spec import Market
+from rayburst.fleet.spread import LOOK_AT
 from rayburst.fleet.stock import PoolStock
 from rayburst.fleet.supply import Supply
 from rayburst.fleet.view import (
@@ -151,18 +153,31 @@ def _shelve(shelf: Shelf, supply: Supply, node: NodeView) -> None:
 def _launch_for(request: Request, count: int, supply: Supply, shelf: Shelf) -> int:
     """New nodes for equal requests, from the best pools that fit and have room; returns for how
     many."""
-    asks, served = asks_for_on_demand(request.selector), 0
-    for stock in supply.order if count else ():
-        if stock.view.market is Market.ON_DEMAND and not asks:
+    if not count:
+        return 0
+    fitting, served = _fitting(request, supply), 0
+    near = list(itertools.islice(fitting, LOOK_AT))
+    while served < count and near:
+        index = supply.crowd.best([stock for stock, _ in near])
+        stock, empty = near[index]
+        if not supply.launch(stock, str(request)):
+            near = [*near[:index], *near[index + 1 :], *itertools.islice(fitting, 1)]
             continue
-        empty = new_bin(stock.view.name, stock.view.resources, stock.view.labels)
-        if not empty.fits(request):
-            continue
-        while served < count and supply.launch(stock, str(request)):
-            bin_ = empty.copy(empty.name)
-            served += bin_.take_some(request, count - served)
-            shelf.put(bin_)
+        stock.aside = stock.aside or index > 0
+        bin_ = empty.copy(empty.name)
+        served += bin_.take_some(request, count - served)
+        shelf.put(bin_)
     return served
+
+
+def _fitting(request: Request, supply: Supply) -> Iterator[tuple[PoolStock, Bin]]:
+    """Pools that a request may open and fits, best first, each with an empty node of it."""
+    asks = asks_for_on_demand(request.selector)
+    for stock in supply.order:
+        if stock.room > 0 and (asks or stock.view.market is not Market.ON_DEMAND):
+            empty = new_bin(stock.view.name, stock.view.resources, stock.view.labels)
+            if empty.fits(request):
+                yield stock, empty
 
 
 def _hardest_first(request: Request) -> tuple[bool, float]:
@@ -263,6 +278,8 @@ def _launches(supply: Supply) -> list[Action]:
             price = pool.price_usd_per_hour
             cost = "at an unknown price" if price is None else f"at {price:.4g} USD/h"
             why = f"{count} node(s) for {_summary(stock.launches)}, {pool.market} {cost}"
+            if stock.aside:
+                why += "; cheaper ones would be lost together with more of the fleet"
             actions.append(Action(kind=ActionKind.LAUNCH, subject=pool.name, count=count, why=why))
     return actions
 

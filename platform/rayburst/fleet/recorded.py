@@ -9,7 +9,7 @@ Order: [down, up], then age bins of `hazards.AGE_EDGES_S`.
 
 from __future__ import annotations
 
-from rayburst.fleet.hazards import RunCounts
+from rayburst.fleet.hazards import RunCounts, pooled_prior
 
 RECORDED: tuple[RunCounts, ...] = (
     RunCounts(
@@ -82,3 +82,6 @@ RECORDED: tuple[RunCounts, ...] = (
         ends=((19, 33, 4, 12, 5, 4, 8, 5, 4, 0), (25, 9, 3, 5, 5, 8, 6, 7, 6, 20)),
     ),
 )
+
+PRIOR = pooled_prior(RECORDED)
+"""Rates of a spot pool of which nothing is known yet."""

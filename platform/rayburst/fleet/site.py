@@ -13,8 +13,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from rayburst.fleet.jobs import ALL, JobView
+from rayburst.fleet.jobs import ALL, JobView, changeover_s
 from rayburst.fleet.spec import Market
+from rayburst.fleet.split import Offer, split
+from rayburst.fleet.spread import FEW
+from rayburst.fleet.stock import PoolStock
 from rayburst.fleet.supply import Supply
 from rayburst.train.grants import Ask
 
@@ -127,7 +130,7 @@ class Site:
 
     def _offer(self, domain: str, workers: int, markets: frozenset[Market]) -> Wish:
         """What a domain has for a job that has nothing there: the same for all such jobs."""
-        key = (self.fitting, domain, workers, markets)
+        key = (self.fitting, domain, workers, markets, self.least, self.ask.changeover_s)
         state = self.supply.state_of(domain)
         offer = self.supply.offers.get(key)
         if offer is None or offer[0] != state:
@@ -138,6 +141,7 @@ class Site:
 
     def _fill(self, domain: str, workers: int, markets: frozenset[Market]) -> Wish:
         usable = [one for one in self.domains[domain] if one[0].view.market in markets]
+        alike = self.fitting.alike(domain) if Market.SPOT in markets else ()
         pools: dict[str, int] = {}
         got = 0
         if has := self._has():
@@ -149,6 +153,11 @@ class Site:
         for stock, fit in usable:
             if got >= workers:
                 break
+            if alike and stock is alike[0][0] and workers > FEW * fit:
+                laid_out = self._split(alike, pools, workers - got, got)
+                got += sum([n - pools.get(pool, 0) for pool, n in laid_out.items()]) * fit
+                pools.update(laid_out)
+                continue
             before = pools.get(stock.view.name, 0)
             most = self.supply.could(stock, self.job.id)
             if most > before:
@@ -156,6 +165,25 @@ class Site:
                 got += (pools[stock.view.name] - before) * fit
         usd = sum(count * self.supply.pools[pool].price for pool, count in pools.items())
         return Wish(pools=pools, workers=min(got, workers), usd_per_hour=usd, domain=domain)
+
+    def _split(
+        self, alike: Sequence[tuple[PoolStock, int]], pools: Mapping[str, int], more: int, got: int
+    ) -> dict[str, int]:
+        """Hosts of spot pools that rank alike, for so many more workers."""
+        fit = alike[0][1]
+        has = {stock.view.name: pools.get(stock.view.name, 0) for stock, _ in alike}
+        held = sum(has.values())
+        offers = [
+            Offer(
+                stock=stock,
+                has=has[stock.view.name],
+                most=self.supply.could(stock, self.job.id),
+            )
+            for stock, _ in alike
+        ]
+        rest = max(self.least - (got - held * fit), 0)  # of the least, beside its other hosts
+        hosts, least = held + math.ceil(more / fit), math.ceil(rest / fit)
+        return split(offers, hosts, least=least, change_s=changeover_s(self.ask))
 
     def best(self, workers: int, markets: frozenset[Market]) -> Wish:
         """Where it lives, if there is room; else the domain that holds most, the cheapest first.
@@ -171,7 +199,7 @@ class Site:
         if not owns and question in self.supply.in_vain:
             return NOTHING
         found, looked, here = NOTHING, 0, self.lives_in()
-        for domain in self.fitting.cheapest_first(markets):
+        for domain in self.fitting.cheapest_first(markets, self.supply.crowd):
             look = self._fill if domain in here else self._offer
             wish = look(domain, workers, markets)
             if wish.workers < self.least:

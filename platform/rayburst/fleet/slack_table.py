@@ -29,7 +29,7 @@ STEPS = 480
 """Steps that a table looks back from the deadline."""
 
 SLACK_STEPS = 192
-"""Largest slack in a table, in steps; more slack than this is treated as this much."""
+"""Largest slack in a table, in steps. More is treated as an earlier deadline of the same work."""
 
 _LATE = 20.0
 """Cost of one step of lateness in units of the on-demand price. Never paid by the policy, which
@@ -91,6 +91,8 @@ class SlackTable:
             slack: time left minus work left minus the changeover that a running instance still
                 owes, in steps.
         """
+        excess = max(slack - SLACK_STEPS, 0.0)
+        steps_left, slack = steps_left - excess, slack - excess
         d = self.key.changeover_s / self.key.step_s
         starts = after in (After.SPOT_START, After.ON_DEMAND_START)
         runs = after is not After.IDLE

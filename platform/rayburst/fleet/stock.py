@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rayburst.fleet.backoff import Rest, rest_of
+from rayburst.fleet.recorded import PRIOR
 from rayburst.fleet.spec import Market
 from rayburst.fleet.view import NodeView, PoolView
 
@@ -38,6 +39,8 @@ class PoolStock:
     """Launching hosts that nobody holds, once somebody asked for them."""
     launches: list[str] = field(default_factory=list)
     """For whom each new node is launched."""
+    aside: bool = False
+    """Whether it was chosen though a cheaper pool had room: less would be lost together with it."""
 
     @property
     def price(self) -> float:
@@ -63,17 +66,40 @@ def unused(node: NodeView) -> bool:
     )
 
 
-def rank(pool: PoolView, now: float) -> Rank:
-    """Market first; then pools without a recent interruption; then the cheapest useful hour.
+def lasts_s(pool: PoolView) -> float:
+    """How long a host of a spot pool is likely to last from now on, or from its launch."""
+    seen = pool.spot
+    if seen is None:
+        return PRIOR.expected_up_s(0.0)
+    return seen.hazards.expected_up_s(seen.age_s if seen.up else 0.0)
+
+
+def kind(pool: PoolView) -> str:
+    """The kind of its machines; one of which nothing is known is like no other."""
+    return pool.family or f"pool {pool.name}"
+
+
+def hit_lately(pools: Iterable[PoolView], now: float) -> set[tuple[str, str]]:
+    """Domain and kind of the pools that lost a host within the cool-down."""
+    return {
+        (pool.domain, kind(pool))
+        for pool in pools
+        if pool.interrupted_at is not None and now - pool.interrupted_at < POOL_COOLDOWN_S
+    }
+
+
+def rank(pool: PoolView, hit: Collection[tuple[str, str]] = ()) -> Rank:
+    """Market first; then pools without a recent interruption (of their own, or of one with the same
+    machines in the same domain: see `hit_lately`); then the cheapest useful hour.
 
     A start is paid and does nothing, so an hour on a spot pool that lasts `L` seconds from now on
     costs its price times `(L + start) / L`. Pools of unknown price come last.
     """
     price = pool.price_usd_per_hour
-    recent = pool.interrupted_at is not None and now - pool.interrupted_at < POOL_COOLDOWN_S
+    recent = bool(hit) and (pool.domain, kind(pool)) in hit
     cost = price or 0.0
-    if cost and (seen := pool.spot) is not None:
-        cost *= 1 + pool.start_s / seen.hazards.expected_up_s(seen.age_s if seen.up else 0.0)
+    if cost and pool.spot is not None:
+        cost *= 1 + pool.start_s / lasts_s(pool)
     return (MARKET_RANK[pool.market], recent, price is None, cost, pool.name)
 
 

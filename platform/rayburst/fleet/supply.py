@@ -17,7 +17,8 @@ from typing import Any
 
 from rayburst.fleet.fitting import Fitting
 from rayburst.fleet.job_state import ZoneNow
-from rayburst.fleet.stock import PoolStock, rank, rest, unused
+from rayburst.fleet.spread import Crowd
+from rayburst.fleet.stock import PoolStock, hit_lately, rank, rest, unused
 from rayburst.fleet.view import FleetView, NodeState, NodeView, PoolView
 
 BUDGET_LAG_S = 3.0
@@ -29,10 +30,12 @@ class Supply:
 
     def __init__(self, view: FleetView, occupied: Collection[str] = ()) -> None:
         self.view = view
+        hit = hit_lately(view.pools, view.now)
         self.pools = {
-            pool.name: PoolStock(pool, rank(pool, view.now), promised=pool.promised)
+            pool.name: PoolStock(pool, rank(pool, hit), promised=pool.promised)
             for pool in view.pools
         }
+        self.crowd = Crowd(view.pools)
         self.node: dict[str, NodeView] = {}
         self.held: dict[str, dict[str, list[str]]] = {}
         """Job -> pool -> hosts."""
@@ -59,6 +62,8 @@ class Supply:
         for stock in self.pools.values():
             stock.free.reverse()  # taken from the end: those that were asked for first
             self._usd_per_hour += stock.price * (len(stock.nodes) + stock.promised)
+            there = len(stock.nodes) - len(stock.draining) + stock.promised
+            self.crowd.add(stock.view.name, there)
         self.order = sorted(self.pools.values(), key=lambda stock: stock.rank)
         self._changes: Counter[str] = Counter()
         """How often something was given in a domain; "" is in any."""
@@ -239,6 +244,7 @@ class Supply:
         return True
 
     def _count_launch(self, stock: PoolStock, count: int) -> None:
+        self.crowd.add(stock.view.name, count)
         self._usd_per_hour += count * stock.price
         self._shortest_usd += count * stock.price * stock.view.shortest_paid_s / 3600
 

@@ -62,6 +62,8 @@ class PoolView:
 
     Attributes:
         domain: a gang stays on pools of one domain (a zone, a rack).
+        family: the kind of its machines, as `m6i` or `H100`; "" is unknown. Spot hosts of one
+            family are often taken together, as those of one domain are.
         start_s: from a host's request to its joining, as seen lately.
         shortest_paid_s: the least time that a host is paid for.
         failures: when launches failed (unix seconds), since it last launched a host that joined;
@@ -79,6 +81,7 @@ class PoolView:
     min_hosts: int
     max_hosts: int
     domain: str = ""
+    family: str = ""
     start_s: float = 30.0
     shortest_paid_s: float = 0.0
     failures: Sequence[float] = ()

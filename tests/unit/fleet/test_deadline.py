@@ -162,6 +162,27 @@ def test_a_state_that_makes_no_sense_is_refused(wrong: dict[str, object]) -> Non
         job(**wrong)
 
 
+def test_more_time_than_a_table_holds_costs_no_more_and_keeps_nobody_waiting() -> None:
+    """Ten hours of work, on a zone that has been up for ten; a table holds 40% of it as slack."""
+    zone = replace(ZONE, age_s=10 * HOUR)
+    expected = []
+    for spare_h in (5, 20):
+        all_s = (10 + spare_h) * HOUR
+        state = job(
+            work_left_s=10 * HOUR,
+            time_left_s=all_s,
+            horizon_s=all_s,
+            changeover_s=60.0,
+            tick_s=15.0,
+            zones=(zone,),
+        )
+        decision = POLICY.decide(state)
+        assert decision.action is Runs.SPOT, decision.why
+        assert decision.expected_usd is not None
+        expected.append(decision.expected_usd)
+    assert all(more <= less * 1.01 for less, more in itertools.pairwise(expected)), expected
+
+
 def test_tables_are_shared_and_bounded() -> None:
     policy = DeadlinePolicy(tables=1)
     keys = [

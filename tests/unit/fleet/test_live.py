@@ -10,8 +10,9 @@ from fleet_world import CPU, pool
 from rayburst.fleet.deadline import DeadlinePolicy
 from rayburst.fleet.job_state import JobMarketState, Runs, ZoneNow
 from rayburst.fleet.jobs import JobView, Terms
-from rayburst.fleet.live import REPAYS, TICK_S, market_state, prior, wish_for
+from rayburst.fleet.live import REPAYS, TICK_S, market_state, wish_for
 from rayburst.fleet.outlook import EVERY_S, Outlook
+from rayburst.fleet.recorded import PRIOR
 from rayburst.fleet.site import Site
 from rayburst.fleet.spec import Market
 from rayburst.fleet.supply import Supply
@@ -20,7 +21,7 @@ from rayburst.train.grants import Ask, Grant
 
 HOUR = 3600.0
 NOW = 100 * HOUR
-RATES = SpotRates(up=True, age_s=2 * HOUR, hazards=prior(), other_up=0.5)
+RATES = SpotRates(up=True, age_s=2 * HOUR, hazards=PRIOR, other_up=0.5)
 SPOT = pool("spot-a", Market.SPOT, 0.9731, domain="a", most=4, start_s=120.0, spot=RATES)
 CLOUD = pool("cloud", Market.ON_DEMAND, 3.06, domain="a", most=4, start_s=120.0)
 
@@ -74,7 +75,7 @@ def test_the_state_is_that_of_the_gang_in_its_markets():
                 up=True,
                 age_s=2 * HOUR,
                 usd_per_hour=2 * 0.9731,
-                hazards=prior(),
+                hazards=PRIOR,
                 other_up=0.5,
             )
         ],
