@@ -33,10 +33,11 @@ def scrubbed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass(frozen=True)
 class RunningS3:
-    """A real S3 server with one bucket; `env` opens it."""
+    """A real S3 server with one bucket; `env` opens it. Its processes are owned by `folder`."""
 
     uri: str
     env: dict[str, str]
+    folder: Path
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +53,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningS3]:
     try:
         server.wait_until_ready(log.read_text, timeout_s=90)
         server.create_bucket("tests")
-        yield RunningS3(uri="s3://tests", env=server.environment())
+        yield RunningS3(uri="s3://tests", env=server.environment(), folder=folder)
     finally:
         processes.end(processes.owned(folder), grace_s=0.0)
         server.remove_sockets()

@@ -12,16 +12,19 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field, fields
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch.nn import functional as F
-from training_ranks import EPOCHS, GLOBAL_BATCH, Case, Digits, model_of, optimizer_of
+from training_ranks import GLOBAL_BATCH, Case, Digits, prepared
 
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import PeerLostError
@@ -44,11 +47,12 @@ _LIMIT_S = 240.0
 
 @dataclass(frozen=True)
 class Event:
-    """Once some member has finished `step`: `cut` members by rank, give them `notice`, or `join`
-    more of them. `build`: a member dies within the change to `generation`, at its rank.
+    """Once some member has finished `step`: `cut` members by rank, `stop` them (they hang), give
+    them `notice`, or `join` more of them. `build`: a member dies within the change to `generation`,
+    at its rank.
     """
 
-    what: Literal["cut", "notice", "join", "build"]
+    what: Literal["cut", "stop", "notice", "join", "build"]
     step: int = 0
     ranks: tuple[int, ...] = (0,)
     generation: int = 0
@@ -90,64 +94,91 @@ class DyingGroup(ProcessGroup):
         super().build(seat, **options)
 
 
-def member(
-    case: Case, name: str, pipes: tuple[Connection, Connection], folder: Path, events: list[Event]
-) -> None:
+def leave(reason: str) -> NoReturn:
+    os._exit(LEFT)
+
+
+def member(table: Words, name: str, pipes: tuple[Connection, Connection]) -> None:
     """One process: what a user writes, in a group of this module."""
+    os.environ.update(table.env)
+    case, folder = table.case, table.folder
     torch.set_num_threads(1)
     group = DyingGroup(host="127.0.0.1", timeout_s=60)
-    group.events = tuple(e for e in events if e.what == "build")
+    group.events = tuple(e for e in table.events if e.what == "build")
+    generation = [0]
+
+    def adopt(plan: Plan, seat: Seat) -> Place:
+        generation[0] = seat.generation
+        return Place(rank=seat.rank, world=seat.world, host=name)
+
     membership = Membership.of_group(
         Place(rank=0, world=1, host=name),
         PipeBoard(pipes),
         name,
         group=group,
-        adopt=lambda plan, seat: Place(rank=seat.rank, world=seat.world, host=name),
+        adopt=adopt,
     )
     where = Surroundings(
         membership=membership,
-        folder=ObjectStore.open(str(folder / "run")),
+        folder=ObjectStore.open(table.uri or str(folder / "run")),
         report=lambda metrics, saved: None,
-        leave=lambda reason: os._exit(LEFT),
+        leave=leave,
         publish=lambda progress: None,
     )
     options = RunOptions(**case.options, checkpoint_every_s=case.checkpoint_every_s)
     run = Run(options, where, config={}, measure=lambda is_last: {})
-    model = model_of()
-    optimizer = optimizer_of(model, case.optimizer)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
-    model = run.prepare(model, optimizer, schedule, clip_norm=1.0)
+    model = prepared(run, case)
     trained_on = folder / f"samples-{name}.jsonl"
-    for index, x, y in run.batches(Digits(), global_batch=GLOBAL_BATCH, seed=3, epochs=EPOCHS):
-        run.backward(F.cross_entropy(model(x), y))
-        step = run.steps_done + 1
-        run.step()
-        line = json.dumps({"step": step, "member": name, "samples": index.tolist()})
+    for index, x, y in run.batches(Digits(), global_batch=GLOBAL_BATCH, seed=3, epochs=case.epochs):
+        time.sleep(table.slow_s.get(name, 0.0))
+        line = {"step": run.steps_done + 1, "generation": generation[0], "samples": index.tolist()}
         with trained_on.open("a") as file:
-            file.write(f"{line}\n")
+            file.write(f"{json.dumps(line)}\n")
+        run.backward(F.cross_entropy(model(x), y))
+        run.step()
         time.sleep(0.02)  # so that events can happen between steps
     os._exit(0)
 
 
-@dataclass
-class Table:
-    """The test's side: rendezvous, processes, and the controller's loop."""
+@dataclass(kw_only=True)
+class Words:
+    """What the test tells every member. `slow_s`: what one needs more for each of its parts.
+
+    `uri`: of the run's folder, where it is not below `folder`; `env` opens it.
+    """
 
     case: Case
     folder: Path
     events: list[Event]
+    uri: str = ""
+    env: dict[str, str] = field(default_factory=dict)
+    slow_s: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Table(Words):
+    """The test's side: rendezvous, processes, and the controller's loop.
+
+    `watch` is called in each turn of the loop.
+    """
+
     least: int = 1
     most: int = 4
+    hung_after_s: float = 60.0
+    watch: Callable[[Table], None] = lambda table: None
     processes: dict[str, Any] = field(default_factory=dict)
     members: list[str] = field(default_factory=list)
     joiners: list[str] = field(default_factory=list)
     draining: dict[str, float | None] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.servers: list[threading.Thread] = []
         self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
         self.rendezvous = Rendezvous(wait_s=0.2)
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(
@@ -156,7 +187,9 @@ class Table:
         self.steering = Steering(
             tell=lambda method, what: self.do(getattr(self.rendezvous, method)(what)),
             unreachable=lambda addresses: unreachable(addresses, 1.0),
-            options=InPlaceOptions(leave_margin_s=0.5, suspect_after_s=2, hung_after_s=60),
+            options=InPlaceOptions(
+                leave_margin_s=0.5, suspect_after_s=2, hung_after_s=self.hung_after_s
+            ),
             budget=LossBudget(LossOptions(rapid_losses=100)),
             least=self.least,
             most=self.most,
@@ -168,13 +201,14 @@ class Table:
     def start(self) -> str:
         name = f"m{len(self.processes)}"
         ours, theirs = zip(self.context.Pipe(), self.context.Pipe(), strict=True)
-        arguments = (self.case, name, theirs, self.folder, self.events)
-        process = self.context.Process(target=member, args=arguments)
+        words = Words(**{f.name: getattr(self, f.name) for f in fields(Words)})
+        process = self.context.Process(target=member, args=(words, name, theirs))
         process.start()
         for end in theirs:
             end.close()
         for end in ours:
-            threading.Thread(target=self.serve, args=[end], daemon=True).start()
+            self.servers.append(threading.Thread(target=self.serve, args=[end], daemon=True))
+            self.servers[-1].start()
         self.processes[name] = process
         return name
 
@@ -183,12 +217,28 @@ class Table:
             while True:
                 method, *arguments = pipe.recv()
                 pipe.send(self.do(getattr(self.rendezvous, method)(*arguments)))
-        except (EOFError, OSError):
+        except (EOFError, OSError, CancelledError):
             return
 
-    def steps_done(self) -> int:
+    def attempts(self) -> list[dict[str, Any]]:
+        """What the members have begun to train on: a line for each part of a step."""
         lines = [line for f in self.folder.glob("samples-*") for line in f.read_text().splitlines()]
-        return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def steps_done(self) -> int:
+        return max((line["step"] for line in self.attempts()), default=1) - 1
+
+    def samples_by_step(self) -> dict[int, list[int]]:
+        """What each step that counts was trained on: by the last group that began it."""
+        attempts = self.attempts()
+        last: dict[int, int] = {}
+        for line in attempts:
+            last[line["step"]] = max(last.get(line["step"], 0), line["generation"])
+        found: dict[int, list[int]] = {step: [] for step in last}
+        for line in attempts:
+            if line["generation"] == last[line["step"]]:
+                found[line["step"]] += line["samples"]
+        return found
 
     def seen(self, name: str) -> Member:
         code = self.processes[name].exitcode
@@ -206,6 +256,8 @@ class Table:
             for name in victims:
                 if event.what == "cut":
                     self.processes[name].kill()
+                elif event.what == "stop":
+                    os.kill(self.processes[name].pid, signal.SIGSTOP)
                 elif event.what == "notice":
                     self.draining[name] = time.time() + 0.3
             if event.what == "join":
@@ -221,14 +273,27 @@ class Table:
                 if self.steering.generation:
                     self.act()
                 self.turn()
+                self.watch(self)
                 assert not self.steering.handed_over, self.steering.handed_over
                 time.sleep(0.03)
         finally:
             for process in self.processes.values():
                 process.kill()
                 process.join()
-            self.loop.call_soon_threadsafe(self.loop.stop)
-        return read_folder(ObjectStore.open(str(self.folder / "run")))
+            self.close()
+        return read_folder(ObjectStore.open(self.uri or str(self.folder / "run")))
+
+    def close(self) -> None:
+        async def cancel() -> None:
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+
+        self.do(cancel())
+        for server in self.servers:
+            server.join(5)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
 
     def turn(self) -> None:
         look: Look = self.do(self.rendezvous.look())
@@ -243,6 +308,7 @@ class Table:
             )
         )
         for name in outcome.lost:
+            self.lost[name] = self.steering.lost[name]
             self.processes[name].kill()
         if outcome.forms is not None:
             order = list(outcome.forms.wanted)

@@ -18,6 +18,7 @@ from support import wait_for
 
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.train import runlog
+from rayburst.train.grants import NAMESPACE
 
 OPEN = {"RAY_AUTH_MODE": "disabled"}
 
@@ -32,19 +33,26 @@ class _Cluster:
             initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
         )
         self._nodes: dict[str, Any] = {}
+        self._hosts: dict[str, str] = {}
+        self._made = 0
 
     def address(self) -> str:
         return str(self._cluster.address)
 
-    def add(self) -> str:
+    def add(self, cpus: int = 1) -> str:
         labels = {
-            "rayburst.io/host": f"host-{len(self._nodes)}",
+            "rayburst.io/host": f"host-{self._made}",
             "rayburst.io/market": "spot",
             "rayburst.io/pool": "p",
         }
-        node = self._cluster.add_node(num_cpus=1, labels=labels)
+        self._made += 1
+        node = self._cluster.add_node(num_cpus=cpus, labels=labels)
         self._nodes[node.node_id] = node
+        self._hosts[node.node_id] = labels["rayburst.io/host"]
         return str(node.node_id)
+
+    def hosts(self) -> list[str]:
+        return [self._hosts[node] for node in self._nodes]
 
     def ensure(self, count: int) -> None:
         while len(self._nodes) < count:
@@ -63,6 +71,12 @@ class _Cluster:
         )
         assert accepted, why
         return deadline_s
+
+    def publish(self, key: str, value: bytes) -> None:
+        from ray._raylet import GcsClient
+
+        client = GcsClient(address=self.address())
+        client.internal_kv_put(key.encode(), value, True, NAMESPACE)
 
     def kill(self, node_id: str) -> None:
         node = self._nodes.pop(node_id)
@@ -112,8 +126,12 @@ class Nodes:
             raise answer
         return answer
 
-    def add(self) -> str:
-        return str(self._call("add"))
+    def add(self, cpus: int = 1) -> str:
+        return str(self._call("add", cpus))
+
+    def hosts(self) -> list[str]:
+        """Names of the machines, in the order in which they were added."""
+        return list(self._call("hosts"))
 
     def ensure(self, count: int) -> None:
         """Exactly `count` worker nodes."""
@@ -122,6 +140,10 @@ class Nodes:
     def drain(self, node_id: str, notice_s: float) -> float:
         """Give notice as a cloud does, through Ray's drain; returns the deadline (unix s)."""
         return float(self._call("drain", node_id, notice_s))
+
+    def publish(self, key: str, value: bytes) -> None:
+        """What a planner tells its jobs, in the head's key-value store."""
+        self._call("publish", key, value)
 
     def kill(self, node_id: str) -> None:
         """A power cut: every process of the node is gone when this returns."""

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 from rayburst.checkpoint.store import ObjectStore
@@ -46,13 +47,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained. `poison`: a sample whose loss is not a number."""
+    """What is trained. `poison`: a sample whose loss is not a number. `spread`: with FSDP2."""
 
     options: dict[str, Any] = field(default_factory=lambda: {"mode": "exact", "shards": 8})
     optimizer: Literal["adamw", "sgd"] = "adamw"
     poison: int | None = None
     checkpoint_every_s: float = 1e-9  # after each step that finds the last save done
     epochs: int = EPOCHS
+    dropout: float = 0.2
+    spread: bool = False
 
 
 class Digits(torch.utils.data.Dataset[Any]):
@@ -70,11 +73,17 @@ class Digits(torch.utils.data.Dataset[Any]):
         return i, self.x[i] + 0.01 * torch.randn(16), self.y[i]  # augmented
 
 
-def model_of() -> nn.Module:
+def model_of(dropout: float = 0.2) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Linear(16, 33), nn.LayerNorm(33), nn.GELU(), nn.Dropout(0.2), nn.Linear(33, 10)
+        nn.Linear(16, 33), nn.LayerNorm(33), nn.GELU(), nn.Dropout(dropout), nn.Linear(33, 10)
     )
+
+
+def spread(model: nn.Module) -> None:
+    """What a user gives as `shard`."""
+    fully_shard(model[0])
+    fully_shard(model)
 
 
 def optimizer_of(model: nn.Module, name: str) -> torch.optim.Optimizer:
@@ -83,12 +92,17 @@ def optimizer_of(model: nn.Module, name: str) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=0.01)
 
 
-def learn(run: Run, case: Case, turn: Callable[[list[int]], None] = lambda samples: None) -> None:
-    """What a user writes; `turn` is called before each backward pass."""
-    model = model_of()
+def prepared(run: Run, case: Case) -> nn.Module:
+    model = model_of(case.dropout)
     optimizer = optimizer_of(model, case.optimizer)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
-    model = run.prepare(model, optimizer, schedule, clip_norm=1.0)
+    shard = spread if case.spread else None
+    return run.prepare(model, optimizer, schedule, clip_norm=1.0, shard=shard)
+
+
+def learn(run: Run, case: Case, turn: Callable[[list[int]], None] = lambda samples: None) -> None:
+    """What a user writes; `turn` is called before each backward pass."""
+    model = prepared(run, case)
     for index, x, y in run.batches(Digits(), global_batch=GLOBAL_BATCH, seed=3, epochs=case.epochs):
         turn(index.tolist())
         loss = F.cross_entropy(model(x), y)

@@ -30,6 +30,7 @@ from rayburst.fleet.layout import FleetDir
 from rayburst.fleet.spec import default_path
 from rayburst.job import Job
 from rayburst.report.gaps import gap_after
+from rayburst.report.history import BEGINS
 from rayburst.sdk import Platform, connect
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _hosts_training(log: RunLogReader) -> dict[str, str]:
     world = 0
     stepped: set[int] = set()
     for record in log.read():
-        if record["kind"] == "start":
+        if record["kind"] in BEGINS:
             if record["world"] != world:
                 hosts, stepped, world = {}, set(), record["world"]
             hosts[record["rank"]] = (record["host"], record["market"])

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rayburst.report.history import BEGINS
+
 _SAME_START_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gap:
-    """From the last step before the restart to the first one after it.
+    """From the last step before the change to the first one after it.
 
     Attributes:
         gap_s: seconds in which no rank finished a step.
@@ -26,11 +28,11 @@ class Gap:
 
 
 def gap_after(run_log: Sequence[Mapping[str, Any]], *, node: str, t: float) -> Gap | None:
-    """The gap of the restart that left `node` behind after time `t` (unix seconds).
+    """The gap of the restart or change that left `node` behind after time `t` (unix seconds).
 
     None while training has not come back, and when the node held no worker of the run.
     """
-    starts = [r for r in run_log if r["kind"] == "start"]
+    starts = [r for r in run_log if r["kind"] in BEGINS]
     if not any(r["host"] == node and r["t"] <= t for r in starts):
         return None
     back = _first_start_without(starts, node, t)

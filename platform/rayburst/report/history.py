@@ -11,6 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+BEGINS = ("start", "change")
+"""Kinds of record with which a rank takes its place: its process is new, or its group was rebuilt
+around it."""
 Event = Mapping[str, Any]
 Interval = tuple[int, int]
 
@@ -142,7 +145,7 @@ def _lived(life: NodeLife, event: Event, at: int) -> NodeLife:
 def read_run(log: Sequence[Event]) -> Run:
     """The run log as intervals; an empty log gives an empty run."""
     records = sorted(log, key=lambda r: r["t"])
-    starts = [r for r in records if r["kind"] == "start"]
+    starts = [r for r in records if r["kind"] in BEGINS]
     if not starts:
         return Run(window=None, tenures=(), steps=(), changeovers=())
     ended = [r["t"] for r in records if r["kind"] == "end"]
@@ -169,7 +172,7 @@ def _tenures(records: Sequence[Event], end_ms: int) -> list[Tenure]:
 
     for record in records:
         at = ms(record["t"])
-        if record["kind"] == "start":
+        if record["kind"] in BEGINS:
             for rank in [r for r in open_ if r == record["rank"] or r >= record["world"]]:
                 close(rank, at)
             open_[record["rank"]] = Tenure(
@@ -191,7 +194,7 @@ def _steps(records: Sequence[Event], starts: Sequence[Event], window: Interval) 
     worker: dict[int, Event] = {}
     steps: list[Step] = []
     for record in records:
-        if record["kind"] == "start":
+        if record["kind"] in BEGINS:
             worker[record["rank"]] = record
         if record["kind"] != "step" or record["rank"] not in worker:
             continue

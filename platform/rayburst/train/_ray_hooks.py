@@ -219,7 +219,7 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
         self._granted = Granted(submission_id, kv_get=kv_get, kv_put=kv_put, clock=time.time)
         self._first_asked_s: float | None = None
         self._has_run = False
-        self._group: Any = None  # the WorkerGroupState of the last group
+        self._give_back: Callable[[], None] | None = None  # what the last group holds
         self._starts_in_a_row = 0
         self._asked_to_leave_s: float | None = None
         self._resize_key = ""
@@ -250,14 +250,14 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
         planner gave them to would wait for ever. It then shuts the group down again, as one that
         has crashed.
         """
-        group, self._group = self._group, None
-        if group is not None and self._granted.has_planner:
-            group.shutdown()
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None and self._granted.has_planner:
+            give_back()
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> Any:
-        self._group = worker_group_state
+        self._give_back = lambda: worker_group_state.shutdown()
         self._has_run, self._starts_in_a_row = True, 0
         self._maybe_send_resource_request()
         used = {worker.metadata.node_id for worker in worker_group_state.workers}

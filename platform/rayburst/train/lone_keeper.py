@@ -15,6 +15,7 @@ from rayburst.errors import CheckpointError, StoreError
 from rayburst.train.keeper import FOLDER, TRIES, Keeper
 from rayburst.train.run_options import RunOptions
 from rayburst.train.runlog import RunLog
+from rayburst.train.spread_keeper import SpreadKeeper
 from rayburst.train.surroundings import Surroundings
 
 __all__ = ["LoneKeeper", "keeper_of"]
@@ -81,10 +82,17 @@ class LoneKeeper(Keeper):
 
 
 def keeper_of(
-    where: Surroundings, log: RunLog, options: RunOptions, clock: Callable[[], float]
+    where: Surroundings,
+    log: RunLog,
+    options: RunOptions,
+    clock: Callable[[], float],
+    *,
+    is_spread: bool = False,
 ) -> Keeper:
-    """The keeper that this rank's group needs."""
-    kind = LoneKeeper if where.membership.is_in_place else Keeper
+    """The keeper that this rank's group needs. `is_spread`: no rank holds the whole state."""
+    kind = Keeper
+    if where.membership.is_in_place:
+        kind = SpreadKeeper if is_spread else LoneKeeper
     return kind(
         where,
         log,

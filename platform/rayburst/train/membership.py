@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
@@ -214,6 +214,20 @@ class Membership:
             self.close()
             self._tie = None
             self._agreement = worker.agreement(self.place, self._leave_margin_s)
+
+    @contextlib.contextmanager
+    def opening(self) -> Iterator[None]:
+        """Around the making of further process groups: they break when this group does."""
+        if self._tie is None:
+            yield
+            return
+        with self._tie.group.opening():
+            yield
+
+    def saves_first(self) -> None:
+        """Whoever leaves needs the time of a checkpoint before: no rank holds the whole state."""
+        if self._tie is not None:
+            self._tie.link.pulse = replace(self._tie.link.pulse, saves_first=True)
 
     def begin(self, *, wants_checkpoint: bool = False) -> None:
         """Start the exchange of this step; overlaps with what follows."""

@@ -7,6 +7,7 @@ State is kept by parameter name, so it can be loaded at any world size and, for 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from rayburst.errors import TrainError
+from rayburst.train.spread import Spread
 
 __all__ = ["Elastic", "Prepared"]
 
@@ -31,8 +33,8 @@ class Elastic(nn.Module):
         self.module = module
         self.go_through(module)
 
-    def go_through(self, runs: nn.Module) -> None:
-        """Use `runs`, which holds the same parameters, for the forward pass of a step."""
+    def go_through(self, runs: Callable[..., Any]) -> None:
+        """Use `runs`, which works on the same parameters, for the forward pass of a step."""
         self.__dict__["_runs"] = runs  # past nn.Module, which would register it
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -47,7 +49,10 @@ class Elastic(nn.Module):
 
 
 class Prepared:
-    """What the training function gave to `prepare`. `extras` have a state_dict of their own."""
+    """What the training function gave to `prepare`. `extras` have a state_dict of their own.
+
+    `spread`: for a model that is cut anew for each group.
+    """
 
     def __init__(
         self,
@@ -57,6 +62,7 @@ class Prepared:
         *,
         clip_norm: float | None,
         extras: dict[str, Any],
+        spread: Spread | None = None,
     ) -> None:
         for scheduler in schedulers:
             if isinstance(scheduler, ReduceLROnPlateau):
@@ -66,7 +72,7 @@ class Prepared:
                 )
         self.model, self.wrapped = model, Elastic(model)
         self._optimizer, self._schedulers = optimizer, schedulers
-        self._clip_norm, self._extras = clip_norm, extras
+        self._clip_norm, self._extras, self.spread = clip_norm, extras, spread
 
     @property
     def device(self) -> torch.device:
@@ -97,6 +103,16 @@ class Prepared:
         self._optimizer.zero_grad(set_to_none=True)
         self.wrapped.go_through(self.model)
 
+    def cut(self) -> None:
+        """For the group that is there now, where the model is spread over the ranks."""
+        if self.spread is not None:
+            self.model = self.wrapped.module = self.spread.cut()
+            self.wrapped.go_through(self.model)
+
+    def stand_in(self) -> nn.Module:
+        """What gives outputs of the right shapes without any other rank."""
+        return self.model if self.spread is None else self.spread.stand_in()
+
     def state(self) -> dict[str, Any]:
         """Everything that belongs to the run, as `load` takes it."""
         model, optimizer = get_state_dict(self.model, self._optimizer)
@@ -112,6 +128,8 @@ class Prepared:
             model_state_dict=state["model"],
             optim_state_dict=state["optimizer"],
         )
+        if self.spread is not None:
+            self.spread.loaded()
         for i, scheduler in enumerate(self._schedulers):
             scheduler.load_state_dict(state["extras"][f"scheduler{i}"])
         for name, extra in self._extras.items():

@@ -22,7 +22,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,24 +34,17 @@ from rayburst.errors import TrainError
 from rayburst.train import versions
 from rayburst.train.course import At, Course
 from rayburst.train.engines import Engine, Part, engine_of
+from rayburst.train.entry import Entry, Standing
 from rayburst.train.feed import Feed, seed_everything
-from rayburst.train.hardware import (
-    be_deterministic,
-    check_everyone,
-    hardware_class,
-    this_device,
-)
-from rayburst.train.inplace.handover import hand_over
+from rayburst.train.hardware import be_deterministic, hardware_class, this_device
 from rayburst.train.left_out import LeftOut
-from rayburst.train.lone_keeper import LoneKeeper, keeper_of
-from rayburst.train.membership import Change
+from rayburst.train.lone_keeper import keeper_of
 from rayburst.train.order import Order, order_of, seed_of
 from rayburst.train.prepared import Prepared
-from rayburst.train.roll import hosts_of_everyone
 from rayburst.train.run_options import RunOptions
 from rayburst.train.run_report import RunReport, run_report
 from rayburst.train.runlog import RunLog, read_folder
-from rayburst.train.stays import Stays
+from rayburst.train.spread import Shard, Spread
 from rayburst.train.surroundings import NoticeSource, Surroundings, find_surroundings
 from rayburst.train.teller import Teller
 from rayburst.train.turn import Turn
@@ -105,15 +98,12 @@ class Run:
             be_deterministic()
         self._log = RunLog(where.folder, rank=where.rank, world=where.world, clock=clock)
         self._keeper = keeper_of(where, self._log, options, clock)
-        self._at = At()
+        self._standing = Standing()
         self._resumed_from = 0
         self._turn = Turn(batch=range(0), began_s=clock())
         self._prepared: Prepared | None = None
         self._engine: Engine | None = None
         self._teller: Teller | None = None
-        self._metrics: Metrics = {}
-        self._has_state = False
-        self._stays: Stays | None = None
         self._is_stopping = self._is_over = False
         self._left_out = LeftOut(options.on_nonfinite, self._log)
 
@@ -133,9 +123,13 @@ class Run:
         return self._at.step
 
     @property
+    def _at(self) -> At:
+        return self._standing.at
+
+    @property
     def metrics(self) -> Metrics:
         """What `measure` gave last, in this process or before it."""
-        return self._metrics
+        return self._standing.metrics
 
     def prepare(
         self,
@@ -143,28 +137,48 @@ class Run:
         optimizer: torch.optim.Optimizer,
         *schedulers: LRScheduler,
         clip_norm: float | None = None,
+        shard: Shard | None = None,
         **extras: Any,
     ) -> nn.Module:
         """The model to call in the loop, on this worker's device.
 
-        `schedulers` are stepped after each step of the run. `extras`: other objects with
-        `state_dict` and `load_state_dict` whose state belongs to the run.
+        `schedulers` are stepped after each step of the run. `shard(model)` spreads a whole model
+        over the ranks, with torch's `fully_shard`; it is called for each group of workers, with a
+        model that has the same parts. `extras`: other objects with `state_dict` and
+        `load_state_dict` whose state belongs to the run.
         """
         membership = self._where.membership
-        if membership.is_in_place and isinstance(model, FSDPModule):
-            membership.decline()  # a shard that is lost with its rank comes from the store
+        if membership.is_in_place and (shard is not None or isinstance(model, FSDPModule)):
+            if shard is None:
+                membership.decline()  # it was cut for one group
+            membership.saves_first()
             self._keeper.close()
-            self._keeper = keeper_of(self._where, self._log, self.options, self._clock)
+            self._keeper = keeper_of(
+                self._where, self._log, self.options, self._clock, is_spread=True
+            )
         model.to(this_device())
-        self._prepared = Prepared(model, optimizer, schedulers, clip_norm=clip_norm, extras=extras)
+        spread = Spread(model, optimizer, shard) if shard is not None else None
+        self._prepared = Prepared(
+            model, optimizer, schedulers, clip_norm=clip_norm, extras=extras, spread=spread
+        )
         if not membership.is_in_place:  # else the group meets when all are ready to train
-            self._build_engine(self._prepared)
+            self._prepared.cut()
+            self._build_engine()
         return self._prepared.wrapped
 
-    def _build_engine(self, prepared: Prepared) -> None:
+    def _build_engine(self) -> None:
         """For the group as it is."""
-        self._engine = engine_of(prepared.model, self.options, rank=self.rank, world=self.world)
-        prepared.wrapped.go_through(self._engine.module)
+        prepared = self._given()
+        engine = engine_of(prepared.model, self.options, rank=self.rank, world=self.world)
+        self._engine = engine
+        prepared.wrapped.go_through(partial(self._forward, engine.module))
+
+    def _forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """It may talk to peers; what comes out of a step that broke is not used."""
+        if not self._turn.broken:
+            with self._trying():
+                return module(*args, **kwargs)
+        return self._given().stand_in()(*args, **kwargs)
 
     def batches(
         self,
@@ -215,8 +229,11 @@ class Run:
         part = self._turn.part
         if part is None or self._turn.is_ready:
             raise TrainError("run.backward(loss) belongs once into each turn of run.batches()")
-        with self._trying():
-            engine.backward(loss, part)
+        if part.is_last:
+            self._turn.own_s = self._clock() - self._turn.began_s
+        if not self._turn.broken:
+            with self._trying():
+                engine.backward(loss, part)
         self._turn.is_ready = True
 
     def step(self) -> bool:
@@ -278,30 +295,9 @@ class Run:
         """Take up what there is of the run. False when this rank has no place in the group."""
         if self._where.membership.is_in_place:
             return self._meet(course)
-        self._where.membership.change(None)
-        if self.options.mode == "exact":
-            check_everyone(course.hardware)
-        self._restore(course)
-        self._watch_stays(self._stays)
+        self._entry(course).begin()
         self._say_where(course, "start")
         return True
-
-    def _watch_stays(self, before: Stays | None) -> None:
-        """Collective: whoever is not there any more was interrupted."""
-        hosts = hosts_of_everyone(self._where.place)
-        self._keeper.stays = Stays.begin(before, hosts=hosts, now_s=self._clock())
-
-    def _restore(self, course: Course) -> None:
-        """Load the newest whole checkpoint, if there is one."""
-        prepared = self._given()
-        loaded = self._keeper.load(prepared.state)
-        self._stays = Stays.from_json(loaded.data.get("stays")) if loaded else None
-        if loaded is not None:
-            uri = f"{self._where.folder.uri}@{loaded.step}"
-            self._at = course.resume(uri, loaded.data, loaded.config)
-            prepared.load(loaded.state)
-            self._metrics = loaded.metrics
-        self._has_state = True
 
     def _say_where(self, course: Course, kind: str, **words: Any) -> None:
         """A new group trains from here on."""
@@ -313,7 +309,7 @@ class Run:
         self._teller = Teller(
             self._where.publish if p.rank == 0 else lambda progress: None,
             world=p.world,
-            resumed_from=self._resumed_from,
+            resumed_from=self._at.step,
             steps=course.steps,
             tokens_per_step=course.tokens_per_step,
             clock=self._clock,
@@ -321,61 +317,28 @@ class Run:
 
     def _meet(self, course: Course) -> bool:
         """In place: a new place in the group, and its state. False: this rank is to return."""
-        prepared, membership = self._given(), self._where.membership
-        kind = "change" if self._has_state else "start"
-        while True:
-            self._engine = None
-            prepared.forget_step()
-            change = membership.change(self._at.step if self._has_state else None)
-            if change.place is None:
-                self._log.write("depart", step=self._at.step, reason=change.reason)
-                self._close()
-                return False
-            with membership.attempt() as attempt:
-                self._take_up(course, change)
-            if not attempt.broken:
-                break
+        kind = "change" if self._standing.has_state else "start"
+        self._engine = None
+        change = self._entry(course).meet(then=self._build_engine)
+        if change.place is None:
+            self._log.write("depart", step=self._at.step, reason=change.reason)
+            self._close()
+            return False
         self._say_where(course, kind, generation=change.generation, reason=change.reason)
         if change.leaves:
             self._leave(course, change.reason)
         return True
 
-    def _take_up(self, course: Course, change: Change) -> None:
-        """State from the rank that has it, or from the store."""
-        prepared = self._given()
-        if isinstance(self._keeper, LoneKeeper):
-            self._keeper.regroup()
-        if self.options.mode == "exact":
-            check_everyone(course.hardware)
-        now_s = self._clock()
-        before = Stays.from_json(self._keeper.stays.to_json(now_s)) if self._has_state else None
-        source = 0 if change.restores else change.source
-        if change.restores and self.rank == 0:
-            self._restore(course)
-            before = self._stays
-        if source is not None and self.world > 1:
-            mine = self._carried(before) if self.rank == source else None
-            found = hand_over(mine, source)
-            at = At(**found["at"])
-            if at.step and (not self._has_state or self._at.step != at.step):
-                prepared.load(found)
-            self._at, self._metrics, self._has_state = at, found["metrics"], True
-            before = Stays.from_json(found["stays"])
-        self._watch_stays(before)
-        self._build_engine(prepared)
-
-    def _carried(self, stays: Stays | None) -> dict[str, Any]:
-        """What a rank gives to those that are behind.
-
-        Before the first step that is no state: engines make the weights equal, and asking a fresh
-        optimizer for its state would give it one, with a step in it.
-        """
-        words = {
-            "at": asdict(self._at),
-            "metrics": dict(self._metrics),
-            "stays": stays.to_json(stays.since_s) if stays else None,
-        }
-        return {**self._given().state(), **words} if self._at.step else words
+    def _entry(self, course: Course) -> Entry:
+        return Entry(
+            where=self._where,
+            course=course,
+            prepared=self._given(),
+            keeper=self._keeper,
+            standing=self._standing,
+            is_exact=self.options.mode == "exact",
+            clock=self._clock,
+        )
 
     def _steps(self, course: Course, feed: Feed) -> Iterator[Any]:
         while course.goes_on(self._at) and not self._is_stopping:
@@ -420,6 +383,7 @@ class Run:
                 samples=len(turn.batch),
                 duration_s=self._clock() - turn.began_s,
                 wait_s=turn.waited_s,
+                own_s=turn.own_s,
             )
 
     def _take_step(self) -> None:
@@ -448,7 +412,7 @@ class Run:
             return
         self._keeper.poll()
         if self._teller is not None:
-            self._teller.step(at.step, turn.loss, self._metrics, self._keeper.blocked_s)
+            self._teller.step(at.step, turn.loss, self._standing.metrics, self._keeper.blocked_s)
         verdict = turn.verdict
         if verdict is None or not course.goes_on(at) or self._is_stopping:
             return
@@ -456,13 +420,16 @@ class Run:
             self._leave(course, self._where.membership.reason)
         elif verdict.checkpoint and not verdict.change:
             began_s = self._clock()
-            self._metrics = dict(self._measure(False))
+            self._standing.metrics = dict(self._measure(False))
             self._keeper.save(**self._saving(course, began_s))
+        elif verdict.change and self._given().spread is not None:
+            self._keeper.save(**self._saving(course, self._clock()), wait=True)
 
     def _leave(self, course: Course, reason: str) -> None:
         if self._teller is not None:
             self._teller.tell(f"saving and leaving: {reason}")
-        self._keeper.save(**self._saving(course, self._clock()), wait=True)
+        if self._at.step != self._standing.loaded_step:
+            self._keeper.save(**self._saving(course, self._clock()), wait=True)
         self._log.write("leave", step=self._at.step, reason=reason)
         self._close()
         self._where.leave(f"{reason}; step {self._at.step} was the last with {self.world}")
@@ -471,11 +438,11 @@ class Run:
         """The last checkpoint, unless an earlier process of this run came to the end."""
         if self._at.step > self._resumed_from:
             began_s = self._clock()
-            self._metrics = dict(self._measure(True))
+            self._standing.metrics = dict(self._measure(True))
             self._keeper.save_surely(**self._saving(course, began_s))
             prepared, _ = self._needed()
             weights = prepared.digest()
-            self._log.write("end", step=self._at.step, weights=weights, **self._metrics)
+            self._log.write("end", step=self._at.step, weights=weights, **self._standing.metrics)
         self._close()
 
     def _saving(self, course: Course, began_s: float) -> dict[str, Any]:
@@ -488,7 +455,7 @@ class Run:
                 "data": {**course.data(self._at), "stays": self._keeper.stays.to_json(began_s)},
                 "config": words,
             },
-            "metrics": self._metrics,
+            "metrics": self._standing.metrics,
             "began_s": began_s,
         }
 

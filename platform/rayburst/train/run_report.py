@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rayburst.report.history import BEGINS
 from rayburst.train.goodput import Goodput, goodput
+from rayburst.train.stragglers import Straggler, stragglers
 
 __all__ = ["RunReport", "run_report"]
 
@@ -21,7 +23,8 @@ class RunReport:
     """`pace`: interval_s and the numbers it followed from, at the last checkpoint; None before one.
 
     `world_sizes`: in the order in which the groups ran. `left_out`: steps whose gradient was not
-    finite. `loss`: of the last step; None where there is none, or it is not finite.
+    finite. `loss`: of the last step; None where there is none, or it is not finite. `stragglers`:
+    workers that hold the others up.
     """
 
     goodput: Goodput
@@ -31,6 +34,7 @@ class RunReport:
     world_sizes: Sequence[int]
     left_out: int
     loss: float | None
+    stragglers: Sequence[Straggler] = ()
 
     def to_json(self) -> dict[str, Any]:
         """For a file or a page."""
@@ -42,6 +46,7 @@ class RunReport:
             "world_sizes": list(self.world_sizes),
             "left_out": self.left_out,
             "loss": self.loss,
+            "stragglers": [one.to_json() for one in self.stragglers],
         }
 
     def __str__(self) -> str:
@@ -51,6 +56,7 @@ class RunReport:
             lines.append(f"{self.unsaved} checkpoints could not be saved")
         if self.left_out:
             lines.append(f"{self.left_out} steps left out: their gradient was not finite")
+        lines += map(str, self.stragglers)
         if self.pace is not None:
             p = self.pace
             lines.append(
@@ -64,7 +70,7 @@ class RunReport:
 def run_report(records: Sequence[Mapping[str, Any]]) -> RunReport:
     """The report of a log; of a log without a start, zeros."""
     committed = [r for r in records if r["kind"] == "committed"]
-    worlds = [r["world"] for r in records if r["kind"] == "start" and r["rank"] == 0]
+    worlds = [r["world"] for r in records if r["kind"] in BEGINS and r["rank"] == 0]
     steps = [r for r in records if r["kind"] == "step"]
     loss = steps[-1].get("loss") if steps else None
     return RunReport(
@@ -75,4 +81,5 @@ def run_report(records: Sequence[Mapping[str, Any]]) -> RunReport:
         world_sizes=[w for i, w in enumerate(worlds) if i == 0 or w != worlds[i - 1]],
         left_out=len({r["step"] for r in records if r["kind"] == "nonfinite"}),
         loss=loss if loss is not None and math.isfinite(loss) else None,
+        stragglers=stragglers(records),
     )

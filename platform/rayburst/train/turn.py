@@ -18,6 +18,8 @@ class Turn:
     batch: range
     began_s: float
     waited_s: float = 0.0
+    own_s: float | None = None
+    """Until its last backward pass, which is where ranks begin to wait for each other."""
     part: Part | None = None
     is_ready: bool = False
     """`backward` was called for the part."""

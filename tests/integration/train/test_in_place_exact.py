@@ -30,7 +30,7 @@ def test_a_cut_a_notice_a_join_and_a_death_within_a_change_leave_no_trace_in_the
         Event("join", 4, (0, 0)),
         Event("notice", 8, (0,)),
     ]
-    table = Table(Case(), tmp_path, list(events))
+    table = Table(case=Case(), folder=tmp_path, events=list(events))
     log = table.play(world=3)
     assert weights_of(log) == expected
     assert table.told.count("cut") == table.told.count("notice") == table.told.count("join") == 1
@@ -43,6 +43,6 @@ def test_a_cut_a_notice_a_join_and_a_death_within_a_change_leave_no_trace_in_the
 def test_random_histories_end_with_the_same_weights(
     tmp_path: Path, expected: set[str], seed: int
 ) -> None:
-    table = Table(Case(), tmp_path, schedule(seed, STEPS))
+    table = Table(case=Case(), folder=tmp_path, events=schedule(seed, STEPS))
     assert weights_of(table.play(world=2 + seed % 2)) == expected
     assert len(table.told) >= 4

@@ -9,6 +9,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from training_cluster import Job, Nodes, Run
@@ -25,12 +26,15 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     return weights_of(play(Case(epochs=EPOCHS), [Phase(1)], tmp_path_factory.mktemp("alone")))
 
 
+def job_config(folder: Path, **more: Any) -> str:
+    return json.dumps({"storage": str(folder), "epochs": EPOCHS, "least": 1, "most": 2, **more})
+
+
 def test_rank_0_leaves_with_notice_a_node_joins_and_rank_0_loses_power(
     nodes: Nodes, start: Callable[..., Job], tmp_path: Path, expected: set[str]
 ) -> None:
     nodes.ensure(2)
-    config = {"storage": str(tmp_path), "epochs": EPOCHS, "least": 1, "most": 2}
-    job = start(JOB, json.dumps(config))
+    job = start(JOB, job_config(tmp_path))
     run = Run(f"{tmp_path}/r", job)
     victim = run.wait("start", rank=0, world=2)[0]["node"]
     run.wait_step(3)
@@ -53,4 +57,31 @@ def test_rank_0_leaves_with_notice_a_node_joins_and_rank_0_loses_power(
     assert weights_of(run.records("end")) == expected
     steps = [record["step"] for record in run.records("step")]
     assert all(b >= a - 1 for a, b in itertools.pairwise(steps)), "no finished step is done again"
+    assert not run.records("leave"), "nobody restarted"
+
+
+def test_workers_that_share_a_node_lose_it_after_one_of_them_ran_out_of_memory(
+    nodes: Nodes, start: Callable[..., Job], tmp_path: Path, expected: set[str]
+) -> None:
+    """Two losses at once; and a killed process is replaced on the node that it ran on."""
+    nodes.ensure(0)
+    both = {nodes.add(cpus=2), nodes.add(cpus=2)}
+    faults = [{"rank": 3, "step": 5, "what": "kill"}]
+    job = start(JOB, job_config(tmp_path, most=4, faults=faults))
+    run = Run(f"{tmp_path}/r", job)
+    begun = run.wait("start", world=4, at_least=4)
+    assert {r["node"] for r in begun} == both
+
+    shrunk = run.wait("change", rank=0, world=3)[0]
+    assert (tmp_path / "fault-kill").exists()
+    assert "was lost" in shrunk["reason"]
+    joined = run.wait("start", world=4, generation=shrunk["generation"] + 1)[0]
+    assert joined["node"] == begun[3]["node"]
+
+    nodes.kill(run.wait("change", rank=0, world=4)[0]["node"])
+    run.wait("change", rank=1, world=2)
+    (tmp_path / "hurry").touch()
+
+    assert job.wait() == 0, job.output
+    assert weights_of(run.records("end")) == expected
     assert not run.records("leave"), "nobody restarted"

@@ -50,3 +50,14 @@ def test_a_restart_that_still_uses_the_node_is_not_the_end_of_its_interruption()
 def test_nothing_is_said_before_training_is_back_or_of_a_node_without_a_worker():
     assert gap_after(LOG[:60], node="b", t=18.5) is None
     assert gap_after(LOG, node="stranger", t=18.5) is None
+
+
+def test_a_change_in_place_counts_as_a_restart_does_and_undoes_no_step():
+    changed = [
+        *start(0, 3, 0, ["a", "b", "c"]),
+        *steps(1, 3, 1, 20),
+        *({**record, "kind": "change"} for record in start(21, 2, 20, ["a", "c"])),
+        *steps(22, 2, 21, 30),
+    ]
+    gap = gap_after(changed, node="b", t=18.5)
+    assert gap == Gap(gap_s=2.0, steps_lost=0, world_before=3, world_after=2)

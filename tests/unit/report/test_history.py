@@ -88,6 +88,24 @@ def test_a_tenure_ends_when_its_rank_starts_elsewhere_leaves_or_is_no_more() -> 
     }
 
 
+def test_a_group_that_is_rebuilt_in_place_moves_its_ranks() -> None:
+    log = [
+        *(_start(0, rank, 2, host) for rank, host in enumerate("ab")),
+        *(_step(1, 1, rank, 2) for rank in range(2)),
+        {**_start(4, 0, 1, "b"), "kind": "change"},
+        _step(5, 2),
+    ]
+    run = read_run(log)
+    assert [(t.rank, t.host, t.start_ms, t.end_ms) for t in run.tenures] == [
+        (0, "a", 0, 4000),
+        (1, "b", 0, 4000),
+        (0, "b", 4000, 5000),
+    ]
+    assert [s.redone for s in run.steps] == [False] * 3
+    assert [s.host for s in run.steps if s.step == 2] == ["b"]
+    assert run.changeovers == [(1000, 4000)]
+
+
 def test_eras_follow_the_world_size(story: Any) -> None:
     assert [era.world for era in eras(read_run(story.log))] == [4, 3, 4]
 

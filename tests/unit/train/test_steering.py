@@ -207,11 +207,21 @@ def test_plans_that_were_lost_with_the_rendezvous_are_given_again() -> None:
 def test_members_lost_over_and_over_are_for_the_next_tier() -> None:
     cluster = Cluster().formed()
     cluster.silent_s = dict.fromkeys("abc", 5.0)
-    cluster.dead_ports = {"a", "b", "c"}
-    cluster.look()
+    for name in "abc":
+        assert not cluster.steering.handed_over
+        cluster.dead_ports |= {name}
+        cluster.look()
     assert "over and over" in cluster.steering.handed_over
     assert not cluster.steering.is_formed
-    assert cluster.calls() == ["broken"]
+    assert set(cluster.calls()) == {"broken"}
+
+
+def test_members_that_go_together_are_one_loss() -> None:
+    cluster = Cluster().formed()
+    cluster.silent_s = dict.fromkeys("abc", 5.0)
+    cluster.dead_ports = {"a", "b", "c"}
+    assert cluster.look().lost == ["a", "b", "c"]
+    assert cluster.steering.handed_over == "no member is left"
 
 
 def test_after_the_handing_over_members_that_come_are_sent_away() -> None:

@@ -166,6 +166,12 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
         """How many workers are getting ready."""
         return len(self._joiners)
 
+    @property
+    def joiner_nodes(self) -> list[str]:
+        """Where they do."""
+        workers = [joiner.worker for joiner in self._joiners]
+        return [worker.metadata.node_id for worker in workers if worker is not None]
+
     # -- start and end ---------------------------------------------------------------------------
 
     def _start_impl(self, worker_group_state_builder: Any) -> None:
@@ -190,6 +196,12 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
     def shutdown(self) -> None:
         self._end_helpers()
         super().shutdown()
+
+    def let_go(self) -> None:
+        """Give back what a group that has failed still holds; it is shut down later."""
+        self._end_helpers()
+        if self._worker_group_state is not None:
+            self._worker_group_state.shutdown()
 
     def abort(self) -> None:
         self._end_helpers()
@@ -372,7 +384,8 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
         for worker in self.get_workers():
             if id_of(worker.actor) in outcome.lost:
                 self._end(worker.actor)
-                self._free_reporters()
+        if self._steering.lost:  # at each look: a rank may come to its report() late
+            self._free_reporters()
         statuses = self._masked(statuses)
         if outcome.forms and not any(status.training_report for status in statuses):
             self._form(outcome.forms)

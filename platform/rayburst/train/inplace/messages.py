@@ -32,12 +32,13 @@ class Pulse:
     """What a member tells with each heartbeat.
 
     `address`: a port that it listens on. `step_s`: how long its last step took. `leave_s`: what it
-    needs to save and leave.
+    needs to save and leave. `saves_first`: it saves before each change.
     """
 
     address: tuple[str, int]
     step_s: float = 0.0
     leave_s: float = 0.0
+    saves_first: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

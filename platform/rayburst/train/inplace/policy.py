@@ -45,10 +45,11 @@ class InPlacePolicy(hooks.DrainAwarePolicy):
         return hooks.NoopDecision()
 
     def _look_after(self, group: InPlaceWorkerGroup, worker_group_state: Any) -> None:
+        self._give_back = group.let_go
         self._has_run, self._starts_in_a_row = True, 0
         self._maybe_send_resource_request()
         nodes = [worker.metadata.node_id for worker in worker_group_state.workers]
-        group.revoked = self._ask_planner(set(nodes))
+        group.revoked = self._ask_planner({*nodes, *group.joiner_nodes})
         now = time.monotonic()
         if now - self._latest_monitor_time < self.scaling_config.elastic_resize_monitor_interval_s:
             return

@@ -21,6 +21,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -51,6 +52,7 @@ class ProcessGroup:
         )
         self.address: tuple[str, int] = (host, self._store.port)
         self._sockets: dict[int, int] = {}  # inode -> file descriptor
+        self._ports: set[int] = set()  # that gloo listens on, of all ranks
         self.is_aborted = False
 
     def build(self, seat: Seat, *, is_stale: Callable[[], bool] = lambda: False) -> None:
@@ -69,6 +71,17 @@ class ProcessGroup:
         world = dist.group.WORLD
         if world is not None and torch.cuda.is_available():
             world.abort()  # NCCL: kernels that wait for a peer end
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """Groups that are made meanwhile break with this one. Collective, as making them is."""
+        before = set(_sockets())
+        yield
+        opened = {inode: fd for inode, fd in _sockets().items() if inode not in before}
+        found: list[list[int]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(found, _listening(opened))
+        self._ports |= {port for ports in found for port in ports}
+        self._sockets |= {i: fd for i, fd in opened.items() if _is_pair(fd, self._ports)}
 
     def finish(self) -> None:
         """Wait for the collectives that were started: only then is it known whether they broke."""
@@ -101,8 +114,8 @@ class ProcessGroup:
         opened = {inode: fd for inode, fd in _sockets().items() if inode not in before}
         store.set(f"ports-{seat.rank}", ",".join(map(str, _listening(opened))))
         _meet(store, "built", seat, is_stale)
-        ports = {int(p) for r in range(seat.world) for p in _listed(store.get(f"ports-{r}"))}
-        self._sockets = {i: fd for i, fd in opened.items() if _is_pair(fd, ports)}
+        self._ports = {int(p) for r in range(seat.world) for p in _listed(store.get(f"ports-{r}"))}
+        self._sockets = {i: fd for i, fd in opened.items() if _is_pair(fd, self._ports)}
         c10d._set_pg_timeout(self._timeout)
 
 

@@ -205,22 +205,22 @@ class Steering:
             ):
                 suspects[id_] = sight.pulse.address
         found |= dict.fromkeys(self._unreachable(suspects), "its port does not answer")
-        for member in moment.members:
-            if member.id in found and member.id not in self.lost:
-                self._lose(member, found[member.id], moment)
-                outcome.lost.append(member.id)
+        lost = [m for m in moment.members if m.id in found and m.id not in self.lost]
+        for member in lost:
+            self.lost[member.id] = (
+                f"a worker on {member.host or member.node} was lost: {found[member.id]}"
+            )
+            _logger.info("%s", self.lost[member.id])
+        outcome.lost = [member.id for member in lost]
+        # members that go together are one loss
+        is_surprise = any(member.node not in moment.draining for member in lost)
+        if is_surprise and not self._budget.spend(moment.monotonic_s):
+            self.hand_over("workers are lost over and over")
 
     def _hangs(self, sight: Sight, waited_s: float | None) -> bool:
         """Whether it is silent, or lets the others wait, for too long."""
         late_s = 0.0 if waited_s is None or sight.arrival else waited_s
         return max(sight.silent_s, late_s) > self._options.hung_after_s
-
-    def _lose(self, member: Member, how: str, moment: Moment) -> None:
-        self.lost[member.id] = f"a worker on {member.host or member.node} was lost: {how}"
-        _logger.info("%s", self.lost[member.id])
-        was_expected = member.node in moment.draining
-        if not was_expected and not self._budget.spend(moment.monotonic_s):
-            self.hand_over("workers are lost over and over")
 
     def _find_due(self, moment: Moment) -> None:
         if not moment.draining:
@@ -228,7 +228,7 @@ class Steering:
         sights = list(self._look.members.values())
         leave_s = self._options.leave_margin_s + max((s.pulse.step_s for s in sights), default=0.0)
         staying = sum(m.node not in moment.draining for m in moment.members)
-        if staying < self._least:  # then all save and leave
+        if staying < self._least or any(s.pulse.saves_first for s in sights):  # then all save
             leave_s += max((s.pulse.leave_s for s in sights), default=0.0)
         for member in moment.members:
             if member.node not in moment.draining or member.id in self.due:

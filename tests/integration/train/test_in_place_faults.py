@@ -1,0 +1,116 @@
+"""Faults in groups that are rebuilt in place: real processes and process groups, without Ray.
+
+.venv/bin/python -m pytest tests/integration/train/test_in_place_faults.py
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from in_place_ranks import Event, Table, schedule
+from training_ranks import EPOCHS, GLOBAL_BATCH, SAMPLES, Case, Phase, play, weights_of
+
+from rayburst.checkpoint.checkpointer import Checkpointer
+from rayburst.train.run_report import run_report
+
+pytestmark = pytest.mark.timeout(600)
+STEPS = -(-SAMPLES * EPOCHS // GLOBAL_BATCH)
+FAST = {"mode": "fast"}
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The weights of a run on one process without interruption."""
+    return weights_of(play(Case(), [Phase(world=1)], tmp_path_factory.mktemp("alone")))
+
+
+def test_two_losses_at_once_and_a_joiner_that_dies_while_it_joins(
+    tmp_path: Path, expected: set[str]
+) -> None:
+    events = [
+        Event("cut", 2, (0, 2)),
+        Event("join", 4, (0,)),
+        Event("build", ranks=(2,), generation=3),
+    ]
+    table = Table(case=Case(), folder=tmp_path, events=events)
+    log = table.play(world=4)
+    assert weights_of(log) == expected
+    assert table.told == ["cut", "join"]
+    assert set(table.lost) == {"m0", "m2", "m4"}, "m4 is the joiner"
+    assert table.members == ["m1", "m3"]
+    assert table.steering.generation == 4
+
+
+def test_a_worker_that_hangs_is_ended_and_the_others_go_on(
+    tmp_path: Path, expected: set[str]
+) -> None:
+    events = [Event("stop", 3, (1,))]
+    table = Table(case=Case(), folder=tmp_path, events=events, hung_after_s=3)
+    log = table.play(world=3)
+    assert weights_of(log) == expected
+    assert table.told == ["stop"]
+    assert set(table.lost) == {"m1"}
+    assert "hung for 3 s" in table.lost["m1"]
+
+
+def test_a_straggler_is_named_and_keeps_its_place(tmp_path: Path) -> None:
+    table = Table(case=Case(options=FAST), folder=tmp_path, events=[], slow_s={"m1": 0.3})
+    log = table.play(world=3)
+    (slow,) = run_report(log).stragglers
+    assert slow.host == "m1"
+    assert slow.own_s > 0.3 > slow.others_s
+    assert "m1" in str(run_report(log))
+    assert table.members == ["m0", "m1", "m2"]
+    assert not table.lost
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(s, marks=pytest.mark.soak) for s in range(12))])
+def test_fast_mode_trains_on_each_sample_once_an_epoch_whatever_happens(
+    tmp_path: Path, seed: int
+) -> None:
+    events = schedule(seed, STEPS)
+    table = Table(case=Case(options=FAST), folder=tmp_path, events=events)
+    log = table.play(world=2 + seed % 2)
+    assert len(weights_of(log)) == 1, "all ranks end with the same weights"
+    steps = table.samples_by_step()
+    assert sorted(steps) == list(range(1, STEPS + 1))
+    counts = Counter(sample for samples in steps.values() for sample in samples)
+    assert counts == dict.fromkeys(range(SAMPLES), EPOCHS)
+    assert len(table.told) >= 4
+
+
+def test_a_spread_model_loses_no_step_with_notice_and_few_without(tmp_path: Path) -> None:
+    """No rank has the state whole: a lost piece comes from the newest checkpoint."""
+    case = Case(options=FAST, optimizer="sgd", dropout=0.0, spread=True)
+    events = [Event("notice", 3, (0,)), Event("cut", 7, (1,)), Event("join", 10, (0,))]
+    table = Table(case=case, folder=tmp_path, events=events)
+    log = table.play(world=3)
+    assert table.told == ["notice", "cut", "join"]
+    assert table.steering.generation == 4
+    assert len(weights_of(log)) == 1
+    counts = Counter(s for samples in table.samples_by_step().values() for s in samples)
+    assert counts == dict.fromkeys(range(SAMPLES), EPOCHS)
+
+    noticed, cut, joined = (
+        next(r for r in log if r["kind"] == "change" and r["generation"] == g) for g in (2, 3, 4)
+    )
+    for change in (noticed, joined):
+        finished = [r["step"] for r in log if r["kind"] == "step" and r["t"] < change["t"]]
+        assert change["step"] == max(finished), "with notice no step is done again"
+    saved = [r["step"] for r in log if r["kind"] == "committed" and r["t"] < cut["t"]]
+    assert cut["step"] >= max(saved) >= noticed["step"]
+
+    play(replace(case, spread=False), [Phase(world=1)], tmp_path / "alone")
+    mine, alone = (final(folder) for folder in (tmp_path, tmp_path / "alone"))
+    for name, value in alone["model"].items():
+        torch.testing.assert_close(mine["model"][name], value, rtol=1e-4, atol=1e-5)
+
+
+def final(folder: Path) -> dict[str, Any]:
+    with Checkpointer(str(folder / "run" / "checkpoints")) as checkpoints:
+        return checkpoints.load().state
