@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from rayburst.checkpoint.chunks import Chunk
-from rayburst.checkpoint.fetch import Want
+from rayburst.checkpoint.delivery import Want, takes_whole
 from rayburst.checkpoint.manifest import Shard, StoredObject
 from rayburst.checkpoint.staging import memory_of
 
-__all__ = ["box_wants", "into", "object_wants"]
+__all__ = ["box_wants", "object_wants"]
 
 _SMALL = 65536
 
@@ -30,10 +30,9 @@ def box_wants(
     """Chunks that fill `target` with the box of `lengths` at `start` of a stored shard."""
     if math.prod(lengths) == 0:
         return
-    contiguous = target.device.type == "cpu" and target.is_contiguous()
+    contiguous = takes_whole(target)
     if contiguous and lengths == shard.shape and len(shard.chunks) == 1:
-        memory = memory_of(target.reshape(-1).view(torch.uint8))
-        yield Want(shard.chunks[0], name, _Into(memory, 0))
+        yield Want(shard.chunks[0], name, target)
         return
     item = target.element_size()
     row_bytes = math.prod(shard.shape[1:]) * item
@@ -48,11 +47,6 @@ def box_wants(
     box = _Box(target, shard, start, lengths, last - first, len(chunks))
     for chunk, at in chunks:
         yield Want(chunk, name, box.receive(at - first))
-
-
-def into(target: torch.Tensor) -> Callable[[memoryview], None]:
-    """What to do with the bytes of a whole contiguous host tensor."""
-    return _Into(memory_of(target.detach().reshape(-1).view(torch.uint8)), 0)
 
 
 def object_wants(name: str, stored: StoredObject, done: Callable[[bytes], None]) -> Iterator[Want]:

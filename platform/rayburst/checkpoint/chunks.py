@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
+import msgspec
 import xxhash
 
 from rayburst.errors import CheckpointError
@@ -34,24 +35,26 @@ LARGEST_BYTES = 4 * KIB * KIB
 _PIECES = 256
 
 
-class Chunk(NamedTuple):
+if TYPE_CHECKING:
+    PackKey = str
+else:
+    PackKey = str | int  # a stored manifest writes its position in a list; see manifest.py
+
+
+class Chunk(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False):
     """Where proven bytes lie: `length` bytes at `offset` of the object `pack`."""
 
     digest: str
-    pack: str
+    pack: PackKey
     offset: int
     length: int
-
-
-def _xxh3_128(data: Buffer) -> str:
-    return xxhash.xxh3_128_hexdigest(data)
 
 
 def _sha256(data: Buffer) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-DIGESTS: dict[str, Digest] = {"xxh3-128": _xxh3_128, "sha256": _sha256}
+DIGESTS: dict[str, Digest] = {"xxh3-128": xxhash.xxh3_128_hexdigest, "sha256": _sha256}
 
 
 def digest_of(algorithm: str) -> Digest:

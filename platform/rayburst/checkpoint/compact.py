@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
+from msgspec import structs
+
 from rayburst.checkpoint.chunks import Chunk, digest_of
 from rayburst.checkpoint.fetch import Want, fetch
 from rayburst.checkpoint.manifest import Manifest, StoredObject
@@ -119,11 +121,13 @@ def _publish(store: ObjectStore, manifest: Manifest, moves: Moves) -> Manifest:
         return tuple([moves.get(chunk, chunk) for chunk in chunks])
 
     tensors = {
-        name: replace(t, shards=tuple([replace(s, chunks=moved(s.chunks)) for s in t.shards]))
+        name: structs.replace(
+            t, shards=tuple([structs.replace(s, chunks=moved(s.chunks)) for s in t.shards])
+        )
         for name, t in manifest.tensors.items()
     }
     objects: dict[str, StoredObject] = {
-        name: replace(o, chunks=moved(o.chunks)) for name, o in manifest.objects.items()
+        name: structs.replace(o, chunks=moved(o.chunks)) for name, o in manifest.objects.items()
     }
     fresh = replace(manifest, tensors=tensors, objects=objects)
     data = fresh.encode()

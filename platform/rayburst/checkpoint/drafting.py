@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
@@ -37,7 +38,7 @@ class Piece(NamedTuple):
     length: int
 
 
-class Placed(NamedTuple):
+class Placed(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A box of a tensor (`kind` "tensor"), or a whole leaf in an encoding, and its chunks."""
 
     name: str
@@ -137,13 +138,12 @@ def complete(head: Manifest, layout: Layout, placed: Iterable[Placed]) -> Manife
     """`head` with everything that was placed by all ranks. CheckpointError if a part is missing."""
     boxes: dict[str, list[Shard]] = {}
     objects: dict[str, StoredObject] = {}
-    for name, kind, box, size, chunks in placed:
-        if box is None:
-            objects[name] = StoredObject(encoding=kind, chunk_bytes=size, chunks=chunks)
+    for p in placed:
+        if p.box is None:
+            objects[p.name] = StoredObject(p.kind, p.chunk_bytes, p.chunks)
         else:
-            offset, shape = box
-            shard = Shard(offset=offset, shape=shape, chunk_bytes=size, chunks=chunks)
-            boxes.setdefault(name, []).append(shard)
+            shard = Shard(p.box[0], p.box[1], p.chunk_bytes, p.chunks)
+            boxes.setdefault(p.name, []).append(shard)
     for name in layout.objects:
         if name not in objects:
             raise CheckpointError(f"{name}: no rank wrote this leaf")
@@ -158,7 +158,7 @@ def complete(head: Manifest, layout: Layout, placed: Iterable[Placed]) -> Manife
             )
         if len(shards) > 1:
             shards.sort(key=lambda shard: shard.offset)
-        tensors[name] = StoredTensor(dtype=dtype, shape=shape, shards=tuple(shards))
+        tensors[name] = StoredTensor(dtype, shape, tuple(shards))
     return replace(head, tensors=tensors, objects=objects, paths=layout.paths)
 
 

@@ -2,38 +2,29 @@
 
 Neighbouring chunks of a pack come in one request of up to 8 MiB. A chunk whose digest differs is
 fetched once more, alone (the wire can lie too); if it differs again the load is refused with the
-name of the object. Deliberately knows no tensors: bytes go where `Want.deliver` puts them.
+name of the object. Deliberately knows no tensors: bytes go where `Want.to` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import NamedTuple
 
-from rayburst.checkpoint.chunks import Chunk, Digest
+from rayburst.checkpoint.chunks import Digest
+from rayburst.checkpoint.delivery import Want, deliver
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import CheckpointDamagedError, ObjectNotFoundError
 
-__all__ = ["Want", "fetch"]
+__all__ = ["Want", "fetch", "proven"]
 
 RANGE_BYTES = 8 * 1024 * 1024
 GAP_BYTES = 128 * 1024
 READERS = 6
-Deliver = Callable[[memoryview], None]
-
-
-class Want(NamedTuple):
-    """A chunk, the tensor it belongs to (for messages), and what to do with its bytes."""
-
-    chunk: Chunk
-    name: str
-    deliver: Deliver
 
 
 def fetch(store: ObjectStore, digest: Digest, wants: Iterable[Want]) -> None:
-    """Read, prove and deliver every chunk. `deliver` is called from several threads.
+    """Read, prove and deliver every chunk, from several threads.
 
     CheckpointDamagedError names the object, the tensor and what is wrong.
     """
@@ -61,41 +52,51 @@ def _ranges(wants: Iterable[Want]) -> Iterator[list[Want]]:
         by_pack.setdefault(want.chunk.pack, []).append(want)
     for pack_wants in by_pack.values():
         pack_wants.sort(key=lambda want: want.chunk.offset)
-        part: list[Want] = []
-        for want in pack_wants:
-            if part and not _joins(part, want.chunk):
-                yield part
-                part = []
-            part.append(want)
-        yield part
-
-
-def _joins(part: list[Want], chunk: Chunk) -> bool:
-    first, last = part[0].chunk, part[-1].chunk
-    return (
-        chunk.offset - (last.offset + last.length) <= GAP_BYTES
-        and chunk.offset + chunk.length - first.offset <= RANGE_BYTES
-    )
+        first = stop = at = 0
+        for number, (chunk, _, _) in enumerate(pack_wants):
+            end = chunk.offset + chunk.length
+            if number and (chunk.offset - stop > GAP_BYTES or end - first > RANGE_BYTES):
+                yield pack_wants[at:number]
+                at = number
+            if at == number:
+                first = chunk.offset
+            stop = end
+        yield pack_wants[at:]
 
 
 def _read(store: ObjectStore, digest: Digest, part: list[Want]) -> None:
-    for want, piece in proven(store, digest, part):
-        want.deliver(piece)
+    start = part[0].chunk.offset
+    data, repaired = proven(store, digest, part)
+    for number, piece in repaired.items():
+        deliver(part[number : number + 1], piece, part[number].chunk.offset)
+    if repaired:
+        part = [want for number, want in enumerate(part) if number not in repaired]
+    deliver(part, data, start)
 
 
 def proven(
-    store: ObjectStore, digest: Digest, part: list[Want]
-) -> Iterator[tuple[Want, memoryview]]:
-    """Read chunks of one pack, sorted by offset, in one request; give each when it is proven."""
+    store: ObjectStore, digest: Digest, part: Sequence[Want]
+) -> tuple[memoryview, dict[int, memoryview]]:
+    """Read chunks of one pack, sorted by offset, in one request, and prove each.
+
+    Returns the bytes from the first chunk on, and by position the chunks that came damaged there
+    and whole when they were asked for again.
+    """
     start = part[0].chunk.offset
-    stop = max(want.chunk.offset + want.chunk.length for want in part)
+    stop = max([want.chunk.offset + want.chunk.length for want in part])
     data = _get(store, part[0], start, stop - start)
-    for want in part:
-        wanted, _, offset, length = want.chunk
-        piece = data[offset - start : offset - start + length]
-        if len(piece) != length or digest(piece) != wanted:
-            piece = _again(store, digest, want)
-        yield want, piece
+    repaired: dict[int, memoryview] = {}
+    before = None
+    for number, (chunk, _, _) in enumerate(part):
+        if chunk == before:  # wanted twice
+            if number - 1 in repaired:
+                repaired[number] = repaired[number - 1]
+            continue
+        before, at = chunk, chunk.offset - start
+        piece = data[at : at + chunk.length]
+        if len(piece) != chunk.length or digest(piece) != chunk.digest:
+            repaired[number] = _again(store, digest, part[number])
+    return data, repaired
 
 
 def _again(store: ObjectStore, digest: Digest, want: Want) -> memoryview:

@@ -11,15 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
 from rayburst.checkpoint.catalog import manifest_bytes, step_numbers
 from rayburst.checkpoint.chunks import digest_of
-from rayburst.checkpoint.fetch import Want
+from rayburst.checkpoint.delivery import Want
 from rayburst.checkpoint.garbage import garbage_pause
 from rayburst.checkpoint.group import Group
-from rayburst.checkpoint.manifest import Manifest, StoredTensor
+from rayburst.checkpoint.manifest import Manifest
 from rayburst.checkpoint.planner import StateLoadPlanner
 from rayburst.checkpoint.protocol import manifest_key, step_of
 from rayburst.checkpoint.reader import CheckpointReader, state_wants, tensor_wants
@@ -149,8 +148,21 @@ def _load_one(
     ranks: Ranks,
     unpickle: bool,
 ) -> tuple[dict[Any, Any], Manifest]:
-    group, step = ranks.group, candidate.step
-    data = group.rank0(lambda: candidate.held or bytes(manifest_bytes(store, step)))
+    data = ranks.group.rank0(lambda: candidate.held or bytes(manifest_bytes(store, candidate.step)))
+    with garbage_pause():
+        return _read(store, state, candidate.step, data, ranks, unpickle)
+
+
+def _read(
+    store: ObjectStore,
+    state: dict[Any, Any] | None,
+    step: int,
+    data: bytes,
+    ranks: Ranks,
+    unpickle: bool,
+) -> tuple[dict[Any, Any], Manifest]:
+    """All that is made on the way is gone when it returns, before garbage is looked for again."""
+    group = ranks.group
     prepared: list[tuple[Manifest, list[Want], Callable[[], dict[Any, Any]]]] = []
 
     def prepare() -> None:
@@ -162,9 +174,8 @@ def _load_one(
             wants = _fill_wants(store, state, manifest, unpickle)
             prepared.append((manifest, wants, lambda: state))
 
-    with garbage_pause():
-        group.together(prepare)
-    manifest, wants, finish = prepared[0]
+    group.together(prepare)
+    manifest, wants, finish = prepared.pop()
     node, digest = ranks.node(), digest_of(manifest.digest)
     group.together(lambda: node.read(store, digest, manifest, wants))
     return finish(), manifest
@@ -174,22 +185,14 @@ def _fill_wants(
     store: ObjectStore, state: dict[Any, Any], manifest: Manifest, unpickle: bool
 ) -> list[Want]:
     leaves, _ = flatten(state)
-    whole = {n: v for n, v in leaves.items() if _takes_all(v, manifest.tensors.get(n))}
-    wants = tensor_wants(manifest, whole)
-    if len(whole) == len(leaves):
+    wants, left = tensor_wants(manifest, leaves)
+    if not left:
         return wants
     # DCP's load plan needs no talk between ranks: each reads what its own boxes need
     reader = CheckpointReader(store, manifest=manifest)
-    planner = StateLoadPlanner(unpickle=unpickle, filled=whole.keys())
+    planner = StateLoadPlanner(unpickle=unpickle, filled=leaves.keys() - left.keys())
     metadata: Metadata = reader.read_metadata()
     planner.set_up_planner(state, metadata, is_coordinator=True)
     reader.set_up_storage_reader(metadata, True)
     plan = planner.finish_plan(planner.create_local_plan())
     return [*wants, *reader.wants(plan.items, planner)]
-
-
-def _takes_all(value: Any, stored: StoredTensor | None) -> bool:
-    """A plain tensor that takes the stored one whole: no plan is needed for it."""
-    if stored is None or type(value) not in (torch.Tensor, torch.nn.Parameter):
-        return False
-    return value.shape == stored.shape and str(value.dtype)[6:] == stored.dtype

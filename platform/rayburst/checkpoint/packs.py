@@ -62,6 +62,7 @@ class PackWriter:
         self._parts: list[memoryview] = []
         self._part: tuple[memoryview, int, int] | None = None
         self._filled = 0
+        self._reused = 0  # not yet told to `progress`
         self._number = 0
         self._key = pack_key(save, rank, 0)
         self._pool = ThreadPoolExecutor(UPLOADS, thread_name_prefix="rayburst-upload")
@@ -74,33 +75,32 @@ class PackWriter:
     ) -> tuple[Chunk, ...]:
         """Chunks of `length` bytes of `buffer` from `start`, written or found."""
         size = len(buffer) - start if length is None else length
+        if 0 < size <= chunk_bytes:
+            return (self._chunk(buffer, start, size),)
         return tuple([self._chunk(buffer, start + at, n) for at, n in cut(size, chunk_bytes)])
 
     def _chunk(self, buffer: memoryview, start: int, length: int) -> Chunk:
-        digest = self._digest(buffer[start : start + length])
+        stop = start + length
+        digest = self._digest(buffer[start:stop])
         key = (digest, length)
         chunk = self._known.get(key)
+        if chunk is not None:
+            return chunk
+        chunk = self._parent.get(key)
         if chunk is None:
-            chunk = self._parent.get(key)
-            if chunk is None:
-                chunk = self._append(digest, buffer, start, length)
+            if self._filled and self._filled + length > PACK_BYTES:
+                self._flush()
+            chunk = Chunk(digest, self._key, self._filled, length)
+            part = self._part
+            if part is not None and part[0] is buffer and part[2] == start:
+                self._part = (buffer, part[1], stop)
             else:
-                self._progress.reused(length)
-            self._known[key] = chunk
-        return chunk
-
-    def _append(self, digest: str, buffer: memoryview, start: int, length: int) -> Chunk:
-        if self._filled and self._filled + length > PACK_BYTES:
-            self._flush()
-        chunk = Chunk(digest, self._key, self._filled, length)
-        part = self._part
-        if part is not None and part[0] is buffer and part[2] == start:
-            self._part = (buffer, part[1], start + length)
+                self._close_part()
+                self._part = (buffer, start, stop)
+            self._filled += length
         else:
-            self._close_part()
-            self._part = (buffer, start, start + length)
-        self._filled += length
-        self._progress.planned(length)
+            self._reused += length
+        self._known[key] = chunk
         return chunk
 
     def _close_part(self) -> None:
@@ -111,6 +111,9 @@ class PackWriter:
 
     def _flush(self) -> None:
         self._close_part()
+        self._progress.reused(self._reused)
+        self._progress.planned(self._filled)
+        self._reused = 0
         if not self._parts:
             return
         if self._cancelled.is_set():

@@ -12,7 +12,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -48,6 +48,8 @@ __all__ = ["EncodedBytes", "StateLoadPlanner", "StateSavePlanner"]
 
 SLICE_BYTES = 2 * 1024 * 1024
 _SLICES = 64
+BUNDLE_BYTES = 1024 * 1024
+_BUNDLES = 16  # or more for each rank, so that all get their share
 
 
 class EncodedBytes(io.BytesIO):
@@ -180,7 +182,10 @@ def _row_items(name: str, tensor: torch.Tensor) -> list[WriteItem]:
 
 
 def deal(plans: list[SavePlan]) -> list[SavePlan]:
-    """Each box to one of the ranks that hold it: the one with the fewest bytes so far."""
+    """Each box to one of the ranks that hold it: the one with the fewest bytes so far.
+
+    Small neighbours go together: their bytes lie side by side, and are sent as one piece.
+    """
     holders: dict[MetadataIndex, list[int]] = {}
     sizes: dict[MetadataIndex, int] = {}
     for rank, plan in enumerate(plans):
@@ -189,15 +194,32 @@ def deal(plans: list[SavePlan]) -> list[SavePlan]:
             sizes[item.index] = _item_bytes(item)
     load = [0] * len(plans)
     chosen: dict[MetadataIndex, int] = {}
-    for index in sorted(holders, key=lambda i: -sizes[i]):  # stable: large ones first
-        ranks = holders[index]
-        rank = min(ranks, key=load.__getitem__)
-        load[rank] += sizes[index]
-        chosen[index] = rank
+    limit = min(BUNDLE_BYTES, sum(sizes.values()) // (_BUNDLES * len(plans)))
+    bundles = list(_bundles(holders, sizes, limit))
+    for size, members in sorted(bundles, key=lambda b: -b[0]):  # stable: large ones first
+        rank = min(holders[members[0]], key=load.__getitem__)
+        load[rank] += size
+        chosen.update(dict.fromkeys(members, rank))
     return [
         dataclasses.replace(plan, items=[i for i in plan.items if chosen[i.index] == rank])
         for rank, plan in enumerate(plans)
     ]
+
+
+def _bundles(
+    holders: Mapping[MetadataIndex, list[int]], sizes: Mapping[MetadataIndex, int], limit: int
+) -> Iterator[tuple[int, list[MetadataIndex]]]:
+    """Neighbours with the same holders, up to `limit` bytes; (bytes, boxes) of each bundle."""
+    members: list[MetadataIndex] = []
+    filled = 0
+    for index, ranks in holders.items():
+        if members and (filled + sizes[index] > limit or ranks != holders[members[0]]):
+            yield filled, members
+            members, filled = [], 0
+        members.append(index)
+        filled += sizes[index]
+    if members:
+        yield filled, members
 
 
 def _item_bytes(item: WriteItem) -> int:

@@ -26,10 +26,11 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from rayburst.checkpoint.boxes import box_wants, into, object_wants
+from rayburst.checkpoint.boxes import box_wants, object_wants
 from rayburst.checkpoint.catalog import read_manifest
-from rayburst.checkpoint.chunks import Chunk, digest_of
-from rayburst.checkpoint.fetch import Want, fetch
+from rayburst.checkpoint.chunks import digest_of
+from rayburst.checkpoint.delivery import Want
+from rayburst.checkpoint.fetch import fetch
 from rayburst.checkpoint.manifest import Manifest, Shard, StoredObject, StoredTensor, whole
 from rayburst.checkpoint.planner import EncodedBytes, StateLoadPlanner, decode_leaf
 from rayburst.checkpoint.store import ObjectStore
@@ -37,6 +38,8 @@ from rayburst.checkpoint.tree import rebuild
 from rayburst.errors import CheckpointError
 
 __all__ = ["CheckpointReader", "read_state", "state_wants", "tensor_wants"]
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 class CheckpointReader(StorageReader):
@@ -149,6 +152,17 @@ def _plain(part: Any) -> Any:
     return str(part["int"]) if isinstance(part, dict) else part
 
 
+class _DtypeNames(dict[torch.dtype, str]):
+    """A dtype's name in a manifest; torch makes the text anew each time that it is asked."""
+
+    def __missing__(self, dtype: torch.dtype) -> str:
+        self[dtype] = str(dtype).removeprefix("torch.")
+        return self[dtype]
+
+
+_NAMES = _DtypeNames()
+
+
 def _dtype(name: str, tensor: StoredTensor) -> torch.dtype:
     dtype = getattr(torch, tensor.dtype, None)
     if not isinstance(dtype, torch.dtype):
@@ -171,7 +185,7 @@ def state_wants(
         name: torch.empty(tensor.shape, dtype=_dtype(name, tensor))
         for name, tensor in manifest.tensors.items()
     }
-    wants = tensor_wants(manifest, leaves)
+    wants, _ = tensor_wants(manifest, leaves)
     raw: dict[str, bytes] = {}
     for name, stored in manifest.objects.items():
         wants += object_wants(name, stored, partial(raw.__setitem__, name))
@@ -185,30 +199,37 @@ def state_wants(
     return wants, finish
 
 
-def tensor_wants(manifest: Manifest, targets: Mapping[str, torch.Tensor]) -> list[Want]:
-    """Every chunk of stored tensors, each whole into the tensor of its name, shape and dtype."""
+def tensor_wants(
+    manifest: Manifest, targets: Mapping[str, Any]
+) -> tuple[list[Want], dict[str, Any]]:
+    """Every chunk of the tensors that `targets` takes whole, and what is left of `targets`.
+
+    Left are leaves that are no plain tensors of their stored shape and dtype.
+    """
     wants: list[Want] = []
+    left: dict[str, Any] = {}
+    tensors = manifest.tensors
     for name, target in targets.items():
-        stored = manifest.tensors[name]
-        small = _one_chunk(stored, target)
-        if small is not None:
-            wants.append(Want(small, name, into(target)))
+        stored = tensors.get(name)
+        if (
+            stored is None
+            or type(target) not in _PLAIN
+            or target.shape != stored.shape
+            or _NAMES[target.dtype] != stored.dtype
+        ):
+            left[name] = target
             continue
+        shards = stored.shards
+        if len(shards) == 1 and len(shards[0].chunks) == 1:
+            chunk = shards[0].chunks[0]
+            if chunk.length == target.nbytes and target.is_cpu and target.is_contiguous():
+                wants.append(Want(chunk, name, target))
+                continue
         whole(name, stored, target.element_size())
-        for shard in stored.shards:
+        for shard in shards:
             box = target.detach()
             if shard.shape != stored.shape:
                 for dim, (start, size) in enumerate(zip(shard.offset, shard.shape, strict=True)):
                     box = box.narrow(dim, start, size)
             wants += box_wants(name, shard, box, (0,) * len(shard.shape), shard.shape)
-    return wants
-
-
-def _one_chunk(stored: StoredTensor, target: torch.Tensor) -> Chunk | None:
-    """The chunk that is all of a small tensor and can be copied to it as it is; else None."""
-    if len(stored.shards) != 1 or len(stored.shards[0].chunks) != 1:
-        return None
-    chunk = stored.shards[0].chunks[0]
-    if chunk.length != target.nbytes or stored.shards[0].shape != stored.shape:
-        return None
-    return chunk if target.device.type == "cpu" and target.is_contiguous() else None
+    return wants, left

@@ -18,69 +18,113 @@ import logging
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from rayburst.checkpoint.chunks import LARGEST_BYTES, Chunk, Digest
-from rayburst.checkpoint.fetch import Want, fetch, proven
+from rayburst.checkpoint.delivery import Want, deliver
+from rayburst.checkpoint.fetch import fetch, proven
 from rayburst.checkpoint.group import Group
 from rayburst.checkpoint.manifest import Manifest
 from rayburst.checkpoint.store import ObjectStore
 
-__all__ = ["NodeReaders", "deal_reads"]
+__all__ = ["NodeReaders", "Places", "deal_reads"]
 
 SLOT_BYTES = LARGEST_BYTES  # a whole chunk fits
 BATCH = 2  # slots that a rank fills in a round
 ROUNDS_HELD = 3  # one being copied, one ready, one being read
 _MEMORY = Path("/dev/shm")
 _log = logging.getLogger(__name__)
-Range = list[Chunk]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Range = tuple[int, int]  # of places: first, and one past the last
 
 
-def deal_reads(chunks: Sequence[Chunk], wanted: np.ndarray) -> list[list[Range]]:
+class Places:
+    """Where the chunks of a manifest lie, each place once, by pack and offset.
+
+    `pack` (its number), `offset` and `length` of every place; `of` gives the place of each chunk.
+    The same on every rank that has the same manifest.
+    """
+
+    def __init__(self, chunks: Sequence[Chunk]) -> None:
+        numbers = {pack: i for i, pack in enumerate(dict.fromkeys([c.pack for c in chunks]))}
+        table = np.array([(numbers[c.pack], c.offset, c.length) for c in chunks], dtype=np.int64)
+        pack, offset, length = table.reshape(-1, 3).T
+        order = np.lexsort((length, offset, pack))
+        rows = table.reshape(-1, 3)[order]
+        fresh = np.ones(len(rows), dtype=bool)
+        fresh[1:] = (rows[1:] != rows[:-1]).any(axis=1)
+        for i in np.flatnonzero(~fresh):
+            # equal places with different digests: one of them is wrong, and must be found so
+            fresh[i] = chunks[order[i]].digest != chunks[order[i - 1]].digest
+        place = np.empty(len(rows), dtype=np.int64)
+        place[order] = np.cumsum(fresh) - 1
+        self.pack, self.offset, self.length = rows[fresh].T
+        self._of = dict(zip(map(id, chunks), place.tolist(), strict=True))
+        self._chunks = chunks  # they must live as long as their ids are used
+
+    def of(self, wants: Sequence[Want]) -> Ints:
+        """The place of each want's chunk, which is one of those that were given."""
+        return np.array([self._of[id(chunk)] for chunk, _, _ in wants], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.pack)
+
+
+def deal_reads(places: Places, wanted: Bools) -> list[list[Range]]:
     """PURE: for every rank the ranges that it reads for all who want them.
 
-    `wanted[rank, i]`: whether the rank wants `chunks[i]`. A range is a run of neighbours in one
+    `wanted[rank, i]`: whether the rank wants place `i`. A range is a run of neighbours in one
     pack, wanted by the same ranks, of at most SLOT_BYTES; it goes to the one of those ranks that
-    has the fewest bytes to read so far. Chunks that only one rank wants are left out.
+    has the fewest bytes to read so far. Places that only one rank wants are left out.
     """
-    shared = np.flatnonzero(wanted.sum(axis=0) > 1)
-    order = sorted(shared.tolist(), key=lambda i: (chunks[i].pack, chunks[i].offset))
-    columns = np.packbits(wanted, axis=0).T
-    wanters = {i: columns[i].tobytes() for i in order}
     dealt: list[list[Range]] = [[] for _ in range(len(wanted))]
+    if not len(places):
+        return dealt
+    stop = places.offset + places.length
+    joins = (places.pack[1:] == places.pack[:-1]) & (places.offset[1:] == stop[:-1])
+    joins &= (wanted[:, 1:] == wanted[:, :-1]).all(axis=0)
+    edges = [0, *(np.flatnonzero(~joins) + 1).tolist(), len(places)]
+    shared = wanted.sum(axis=0) > 1
     load = [0] * len(wanted)
-    for part in _runs(chunks, order, wanters):
-        ranks = np.flatnonzero(wanted[:, part[0]]).tolist()
-        rank = min(ranks, key=load.__getitem__)
-        dealt[rank].append([chunks[i] for i in part])
-        load[rank] += sum(chunks[i].length for i in part)
+    for first, end in pairwise(edges):
+        if not shared[first]:
+            continue
+        ranks = np.flatnonzero(wanted[:, first]).tolist()
+        while first < end:
+            limit = int(places.offset[first]) + SLOT_BYTES
+            following = first + int(np.searchsorted(stop[first:end], limit, side="right"))
+            rank = min(ranks, key=load.__getitem__)
+            dealt[rank].append((first, following))
+            load[rank] += int(places.length[first:following].sum())
+            first = following
     return dealt
 
 
-def _runs(
-    chunks: Sequence[Chunk], order: list[int], wanters: dict[int, bytes]
-) -> Iterator[list[int]]:
-    part: list[int] = []
-    for i in order:
-        if part:
-            first, last, chunk = chunks[part[0]], chunks[part[-1]], chunks[i]
-            joins = (
-                chunk.pack == last.pack
-                and chunk.offset == last.offset + last.length
-                and chunk.offset + chunk.length - first.offset <= SLOT_BYTES
-                and wanters[i] == wanters[part[0]]
-            )
-            if not joins:
-                yield part
-                part = []
-        part.append(i)
-    if part:
-        yield part
+class _Wants:
+    """One rank's wants by place."""
+
+    def __init__(self, places: Places, wants: Sequence[Want]) -> None:
+        at = places.of(wants)
+        order = np.argsort(at, kind="stable")
+        self.at: Ints = at[order]
+        self.wants = [wants[i] for i in order.tolist()]
+
+    def within(self, part: Range) -> list[Want]:
+        """Those of a range of places, by offset; several may want the same place."""
+        first, stop = np.searchsorted(self.at, part).tolist()
+        return self.wants[first:stop]
+
+    def outside(self, taken: Bools) -> list[Want]:
+        """Those whose places are not `taken`."""
+        return [w for w, is_taken in zip(self.wants, taken[self.at], strict=True) if not is_taken]
 
 
 class NodeReaders:
@@ -99,29 +143,28 @@ class NodeReaders:
     ) -> None:
         """Read, prove and deliver what this rank wants. Collective over the machine.
 
-        CheckpointDamagedError on the rank that read the damage; the others return without all of
-        their bytes, so the caller must spread the error before anything is used.
+        The wants' chunks are the manifest's own. CheckpointDamagedError on the rank that read the
+        damage; the others return without all of their bytes, so the caller must spread the error
+        before anything is used.
         """
         if self._group.world == 1:
             fetch(store, digest, wants)
             return
-        chunks = list({(c.pack, c.offset): c for _, c in manifest.chunks()}.values())
-        mine: dict[tuple[str, int], list[Want]] = {}
-        for want in wants:
-            mine.setdefault((want.chunk.pack, want.chunk.offset), []).append(want)
-        bits = np.fromiter(
-            ((c.pack, c.offset) in mine and c.length <= SLOT_BYTES for c in chunks),
-            dtype=np.uint8,
-            count=len(chunks),
-        )
+        places = Places([chunk for _, chunk in manifest.chunks()])
+        mine = _Wants(places, wants)
+        bits = np.zeros(len(places), dtype=np.uint8)
+        bits[mine.at] = 1
+        bits[places.length > SLOT_BYTES] = 0
         wanted = self._group.rows(torch.from_numpy(bits)).numpy().astype(bool)
-        dealt = deal_reads(chunks, wanted)
+        dealt = deal_reads(places, wanted)
         rounds = -(-max(map(len, dealt)) // BATCH)
         ring = Ring.open(self._group) if rounds else None
-        taken = {(c.pack, c.offset) for part in dealt for r in part for c in r} if ring else set()
+        taken = np.zeros(len(places), dtype=bool)
+        for first, stop in [part for ranges in dealt for part in ranges] if ring else []:
+            taken[first:stop] = True
         error: BaseException | None = None
         try:
-            fetch(store, digest, [w for w in wants if (w.chunk.pack, w.chunk.offset) not in taken])
+            fetch(store, digest, mine.outside(taken))
         except Exception as caught:  # noqa: BLE001 - the others wait in the first round
             error = caught
         if ring is not None:
@@ -135,7 +178,7 @@ class NodeReaders:
         store: ObjectStore,
         digest: Digest,
         dealt: list[list[Range]],
-        mine: dict[tuple[str, int], list[Want]],
+        mine: _Wants,
         ring: Ring,
         rounds: int,
         error: BaseException | None,
@@ -146,7 +189,7 @@ class NodeReaders:
         def start(number: int) -> list[Future[None]]:
             batch = dealt[me][number * BATCH : (number + 1) * BATCH]
             return [
-                pool.submit(_fill, store, digest, [mine[c.pack, c.offset][0] for c in part], slot)
+                pool.submit(_read, store, digest, mine.within(part), slot)
                 for part, slot in zip(batch, ring.slots(me, number), strict=False)
             ]
 
@@ -160,31 +203,32 @@ class NodeReaders:
                 if not self._group.everyone(error is None):
                     break
                 try:
-                    _deliver(dealt, mine, ring, number)
+                    _take(dealt, mine, ring, number)
                 except Exception as caught:  # noqa: BLE001 - told to all in the next round
                     error = caught
                 ahead = following
         return error
 
 
-def _fill(store: ObjectStore, digest: Digest, part: list[Want], slot: memoryview) -> None:
-    first = part[0].chunk.offset
-    for want, piece in proven(store, digest, part):
-        at = want.chunk.offset - first
+def _read(store: ObjectStore, digest: Digest, part: list[Want], slot: memoryview) -> None:
+    """Fill a slot with proven bytes."""
+    data, repaired = proven(store, digest, part)
+    start = part[0].chunk.offset
+    size = min(len(data), len(slot))
+    slot[:size] = data[:size]
+    for number, piece in repaired.items():
+        at = part[number].chunk.offset - start
         slot[at : at + len(piece)] = piece
 
 
-def _deliver(
-    dealt: list[list[Range]], mine: dict[tuple[str, int], list[Want]], ring: Ring, number: int
-) -> None:
+def _take(dealt: list[list[Range]], mine: _Wants, ring: Ring, number: int) -> None:
+    """Deliver from the slots of a round what this rank wants."""
     for rank, ranges in enumerate(dealt):
         batch = ranges[number * BATCH : (number + 1) * BATCH]
         for part, slot in zip(batch, ring.slots(rank, number), strict=False):
-            first = part[0].offset
-            for chunk in part:
-                at = chunk.offset - first
-                for want in mine.get((chunk.pack, chunk.offset), ()):
-                    want.deliver(slot[at : at + chunk.length])
+            wants = mine.within(part)
+            if wants:
+                deliver(wants, slot, wants[0].chunk.offset)
 
 
 class Ring:

@@ -29,8 +29,10 @@ def flatten(state: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, Path]]:
     def visit(name: str, path: Path, value: Any) -> None:
         if type(value) is not torch.Tensor:
             if isinstance(value, Mapping) and value:
+                prefix = f"{name}." if path else ""
                 for key, inner in value.items():
-                    visit(f"{name}.{key}" if path else str(key), (*path, _key(key, name)), inner)
+                    part = key if type(key) is str else _key(key, name)
+                    visit(f"{prefix}{key}", (*path, part), inner)
                 return
             if isinstance(value, list) and _descends(value):
                 for index, inner in enumerate(value):

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from rayburst.checkpoint import sharing
 from rayburst.checkpoint.chunks import Chunk
+from rayburst.checkpoint.delivery import Want
 from rayburst.checkpoint.group import Group
-from rayburst.checkpoint.sharing import SLOT_BYTES, Ring, deal_reads
+from rayburst.checkpoint.sharing import SLOT_BYTES, Places, Ring, deal_reads
 
 MIB = 1024 * 1024
 
@@ -38,12 +39,21 @@ def test_what_several_want_is_read_once_by_one_of_them(
         ),
         dtype=bool,
     ).reshape(ranks, count)
-    dealt = deal_reads(chunks, wanted)
-    read = [(rank, chunk) for rank, ranges in enumerate(dealt) for part in ranges for chunk in part]
-    shared = [chunk for i, chunk in enumerate(chunks) if wanted[:, i].sum() > 1]
-    assert sorted(chunk for _, chunk in read) == sorted(shared)
-    assert all(wanted[rank, chunks.index(chunk)] for rank, chunk in read)
-    for part in (part for ranges in dealt for part in ranges):
+    places = Places(chunks)
+    assert len(places) == count
+    dealt = deal_reads(places, wanted)
+    where = np.argsort([places._of[id(chunk)] for chunk in chunks]).tolist()
+    read = [
+        (rank, where[i])
+        for rank, ranges in enumerate(dealt)
+        for first, stop in ranges
+        for i in range(first, stop)
+    ]
+    shared = [i for i in range(count) if wanted[:, places._of[id(chunks[i])]].sum() > 1]
+    assert sorted(number for _, number in read) == shared
+    assert all(wanted[rank, places._of[id(chunks[number])]] for rank, number in read)
+    for first, stop in (part for ranges in dealt for part in ranges):
+        part = [chunks[i] for i in where[first:stop]]
         assert len({chunk.pack for chunk in part}) == 1
         assert part[-1].offset + part[-1].length - part[0].offset <= SLOT_BYTES
         assert sum(chunk.length for chunk in part) == (
@@ -51,10 +61,19 @@ def test_what_several_want_is_read_once_by_one_of_them(
         )
 
 
+def test_a_place_that_many_leaves_share_is_one_and_a_false_twin_is_another() -> None:
+    same = [Chunk("a", "pack", 0, 10), Chunk("a", "pack", 0, 10), Chunk("b", "pack", 0, 10)]
+    places = Places(same)
+    numbers = places.of([Want(chunk, "x", bytes) for chunk in same]).tolist()
+    assert numbers[0] == numbers[1] != numbers[2]
+
+
 def test_replicas_share_the_reading_equally() -> None:
     chunks = [Chunk(f"{n}", f"pack-{n // 2}", (n % 2) * 4 * MIB, 4 * MIB) for n in range(64)]
-    dealt = deal_reads(chunks, np.ones((4, 64), dtype=bool))
-    assert [sum(c.length for part in ranges for c in part) for ranges in dealt] == [64 * MIB] * 4
+    places = Places(chunks)
+    dealt = deal_reads(places, np.ones((4, 64), dtype=bool))
+    read = [sum(int(places.length[a:b].sum()) for a, b in ranges) for ranges in dealt]
+    assert read == [64 * MIB] * 4
 
 
 def test_without_shared_memory_a_warning_says_that_it_is_slow(
