@@ -78,7 +78,8 @@ def manifest_bytes(store: ObjectStore, step: int) -> memoryview:
     except ObjectNotFoundError:
         known = ", ".join(str(n) for n in step_numbers(store)[:5]) or "none"
         raise CheckpointNotFoundError(
-            f"{store.uri}: no checkpoint of step {step}. Newest here: {known}."
+            f"{store.uri}: no checkpoint of step {step}. Newest here: {known}. Ask for one of "
+            f"these, or for no step to get the newest."
         ) from None
 
 

@@ -19,6 +19,8 @@ from rich.progress import Progress as Bar
 from rich.progress import TaskID
 from rich.table import Table
 
+from rayburst.errors import CheckpointNotFoundError
+
 __all__ = ["app"]
 
 app = typer.Typer(
@@ -33,10 +35,16 @@ Newest = Annotated[int, typer.Option("--keep", min=1, help="Keep the newest so m
 Metric = Annotated[str | None, typer.Option(help="Keep the best by this metric")]
 
 
-def _store(uri: str) -> Any:
-    from rayburst.checkpoint.store import ObjectStore
+def _store(uri: str, command: str, *words: object, or_packs: bool = False) -> Any:
+    """The store at `uri`, or an error that shows the right call of this command."""
+    from rayburst.checkpoint.finding import open_with_checkpoints
 
-    return ObjectStore.open(uri)
+    call = " ".join(["rayburst checkpoints", command, "{uri}", *map(str, words)])
+    return open_with_checkpoints(uri, call, or_packs=or_packs)
+
+
+def _step(step: int | None) -> list[str]:
+    return [] if step is None else ["--step", str(step)]
 
 
 def _bytes(size: float) -> str:
@@ -56,7 +64,7 @@ def ls(uri: Uri) -> None:
     from rayburst.checkpoint.catalog import whole_manifests
     from rayburst.checkpoint.gc import pinned
 
-    store = _store(uri)
+    store = _store(uri, "ls")
     pins = pinned(store)
     damaged: dict[int, str] = {}
     found = list(whole_manifests(store, lambda step, error: damaged.update({step: str(error)})))
@@ -85,7 +93,7 @@ def show(uri: Uri, step: Step = None) -> None:
     """
     from rayburst.checkpoint.catalog import read_manifest
 
-    m = read_manifest(_store(uri), step)
+    m = read_manifest(_store(uri, "show", *_step(step)), step)
     parent = "none" if m.parent is None else f"step {m.parent.step}"
     out.print(
         f"[bold]step {m.step}[/bold]  save {m.save}  parent {parent}  sealed {m.sha256[:16]}…"
@@ -120,7 +128,7 @@ def verify(
     from rayburst.checkpoint import verify as proof
     from rayburst.checkpoint.catalog import read_manifest, step_numbers
 
-    store = _store(uri)
+    store = _store(uri, "verify", *(["--all"] if every else _step(step)))
     if every:
         chosen = step_numbers(store)
     else:
@@ -158,7 +166,7 @@ def diff(
     from rayburst.checkpoint.catalog import read_manifest
     from rayburst.checkpoint.compare import compare
 
-    store = _store(uri)
+    store = _store(uri, "diff", first, second)
     rows = compare(read_manifest(store, first), read_manifest(store, second))
     table = Table(title=f"step {first} → step {second}")
     for column in ("leaf", "what", "changed"):
@@ -192,7 +200,10 @@ def gc(
     from rayburst.checkpoint.retention import Best, Retention
     from rayburst.checkpoint.strays import abort_stray_uploads
 
-    store = _store(uri)
+    words = ["--keep", keep]
+    words += ["--every", every] if every else []
+    words += ["--best", best] if best else []
+    store = _store(uri, "gc", *words, *(["--delete"] if delete else []), or_packs=True)
     chosen = Best(metric=best, mode=mode, count=best_count) if best else None
     plan = plan_gc(store, Retention(newest=keep, every=every, best=chosen))
     for number, why in sorted(plan.keep.items()):
@@ -229,7 +240,7 @@ def pin(uri: Uri, step: Annotated[int, typer.Argument(help="The step")]) -> None
     from rayburst.checkpoint import gc as collection
     from rayburst.checkpoint.catalog import read_manifest
 
-    store = _store(uri)
+    store = _store(uri, "pin", step)
     collection.pin(store, read_manifest(store, step).step)
     out.print(f"step {step} stays until: rayburst checkpoints unpin {uri} {step}")
 
@@ -239,7 +250,12 @@ def unpin(uri: Uri, step: Annotated[int, typer.Argument(help="The step")]) -> No
     """Let the retention decide about a checkpoint again."""
     from rayburst.checkpoint import gc as collection
 
-    collection.unpin(_store(uri), step)
+    store = _store(uri, "unpin", step)
+    pins = collection.pinned(store)
+    if step not in pins:
+        known = ", ".join(map(str, sorted(pins))) or "none"
+        raise CheckpointNotFoundError(f"{uri}: step {step} is not pinned. Pinned are: {known}.")
+    collection.unpin(store, step)
     out.print(f"step {step} is no longer pinned")
 
 
@@ -258,7 +274,7 @@ def export(
 
     with out.status("exporting"):
         files = export_safetensors(
-            _store(uri),
+            _store(uri, "export", folder, *_step(step)),
             step,
             folder,
             prefix=prefix,

@@ -4,7 +4,9 @@ A pack dies only as a whole, so after many incremental saves old packs can hold 
 each. Chunks are proven as they move. New packs are written first, then each manifest is replaced
 in one step by an equal one with other places; a crash in between loses nothing.
 
-The caller holds the collection's lock and has seen no live lease.
+The caller holds the collection's lock and has seen no live lease. A manifest is replaced only where
+it is still the writing that was read: of a collection that was taken for dead and lives on nothing
+is published over the work of its successor.
 """
 
 from __future__ import annotations
@@ -17,15 +19,17 @@ from msgspec import structs
 
 from rayburst.checkpoint.chunks import Chunk, digest_of
 from rayburst.checkpoint.fetch import Want, fetch
-from rayburst.checkpoint.manifest import Manifest, StoredObject
+from rayburst.checkpoint.manifest import SEAL_BYTES, Manifest, StoredObject, sealed
 from rayburst.checkpoint.packs import PACK_BYTES
 from rayburst.checkpoint.protocol import GcReached, GcStep, ignore_step, manifest_key, pack_key
-from rayburst.checkpoint.store import ObjectInfo, ObjectStore
+from rayburst.checkpoint.store import ObjectInfo, ObjectStore, StoreOptions
+from rayburst.errors import CheckpointError, ObjectExistsError
 
 __all__ = ["compact", "poor_packs"]
 
 S = TypeVar("S")
 Moves = dict[Chunk, Chunk]
+_HASTE = StoreOptions(request_timeout_s=30, read_timeout_s=30, retry_s=60)  # well within the lock's
 
 
 def compact(
@@ -116,6 +120,11 @@ def _keep(found: dict[Chunk, bytes], chunk: Chunk) -> Callable[[memoryview], Non
 def _publish(store: ObjectStore, manifest: Manifest, moves: Moves) -> Manifest:
     if not any(chunk in moves for _, chunk in manifest.chunks()):
         return manifest
+    key = manifest_key(manifest.step)
+    name = f"{store.uri}/{key}"
+    data, tag = store.get_tagged(key)
+    if sealed(data[-SEAL_BYTES:]) != manifest.sha256:
+        raise _overtaken(name)
 
     def moved(chunks: tuple[Chunk, ...]) -> tuple[Chunk, ...]:
         return tuple([moves.get(chunk, chunk) for chunk in chunks])
@@ -129,8 +138,17 @@ def _publish(store: ObjectStore, manifest: Manifest, moves: Moves) -> Manifest:
     objects: dict[str, StoredObject] = {
         name: structs.replace(o, chunks=moved(o.chunks)) for name, o in manifest.objects.items()
     }
-    fresh = replace(manifest, tensors=tensors, objects=objects)
-    data = fresh.encode()
-    key = manifest_key(manifest.step)
-    store.put(key, data)
-    return Manifest.decode(f"{store.uri}/{key}", data, step=manifest.step)
+    fresh = replace(manifest, tensors=tensors, objects=objects).encode()
+    try:
+        store.patient(_HASTE).replace(key, fresh, tag)
+    except ObjectExistsError:
+        if store.get(key) != fresh:  # else the reply to the first try was lost
+            raise _overtaken(name) from None
+    return Manifest.decode(name, fresh, step=manifest.step)
+
+
+def _overtaken(name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{name}: replaced while this collection moved its chunks; another collection is at work. "
+        f"Nothing is lost: run this one again when the other is done."
+    )

@@ -12,18 +12,21 @@ A lease that was not renewed for `LEASE_S` is dead. Times are the store's own (`
 object that the collection writes), so a clock that is an hour off deletes nothing too early.
 Packs of which only a small part is still needed are rewritten: their live chunks move to new
 packs and the manifests are replaced by equal ones that point there.
+
+One collection works at a time (gc_lock.py). A dry run takes no lock, and where it may not write it
+goes by this machine's clock.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from rayburst.checkpoint.catalog import step_numbers, whole_manifests
 from rayburst.checkpoint.chunks import Chunk
 from rayburst.checkpoint.compact import compact, poor_packs
+from rayburst.checkpoint.gc_lock import GcLock, store_time
 from rayburst.checkpoint.local_files import staging_files
 from rayburst.checkpoint.manifest import Manifest
 from rayburst.checkpoint.protocol import (
@@ -41,7 +44,7 @@ from rayburst.checkpoint.protocol import (
 from rayburst.checkpoint.retention import Retention, keep
 from rayburst.checkpoint.session import LEASE_S, read_lease
 from rayburst.checkpoint.store import ObjectInfo, ObjectStore
-from rayburst.errors import CheckpointError, ObjectExistsError
+from rayburst.errors import CheckpointError, StoreError
 
 __all__ = ["Collected", "GcPlan", "collect", "pin", "pinned", "plan_gc", "unpin"]
 
@@ -119,87 +122,138 @@ def collect(
 ) -> Collected:
     """Carry the plan out. CheckpointError while another collection holds gc.json.
 
+    `dry_run` takes no lock, changes nothing and says what would be done.
     `grace_s`: an unreferenced object younger than this stays. `compact_below`: packs whose live
     part is smaller are rewritten; 0 never. `drop_damaged`: delete manifests that cannot be read;
     without it they stop the collection, for what they need is unknown. `reached` hears every step.
     """
-    now = _take_lock(store, lease_s)
-    reached(GcStep.LOCKED)
+    run = _Run(
+        store=store,
+        plan=plan,
+        grace=timedelta(seconds=grace_s),
+        lease_s=lease_s,
+        compact_below=compact_below,
+        drop_damaged=drop_damaged,
+        new_id=new_id(),
+        reached=reached,
+    )
+    if dry_run:
+        return run.look()
+    lock = GcLock.take(store, new_id=run.new_id)
     try:
-        dropped = () if dry_run else _drop(store, plan, drop_damaged)
-        reached(GcStep.DROPPED)
-        gone = set(plan.drop) | (set(plan.damaged) if drop_damaged else set())
-        manifests = [m for m in _readable(store, gone) if m.step not in gone]
-        infos = {info.key: info for info in store.list(PACKS)}
-        moved, poor = 0, dict[str, dict[Chunk, str]]()
-        if compact_below > 0 and not _live_leases(store, now, lease_s):
-            poor = poor_packs(manifests, infos, compact_below)
-            moved = sum(chunk.length for chunks in poor.values() for chunk in chunks)
-        if poor and not dry_run:
-
-            def hold(step: GcStep) -> None:
-                _hold(store, lease_s)
-                reached(step)
-
-            manifests, moved = compact(store, manifests, infos, compact_below, new_id(), hold)
-            infos |= {info.key: info for info in store.list(PACKS) if info.key not in infos}
-        marks = _mark(store, manifests, now, lease_s, without=gone if dry_run else set())
-        if dry_run:
-            marks.packs -= poor.keys()
-        doomed, spared = _sweepable(infos.values(), marks, now - timedelta(seconds=grace_s))
-        doomed += _dead_leases(store, now, lease_s)
-        reached(GcStep.MARKED)
-        for info in () if dry_run else doomed:
-            store.delete(info.key)
-            reached(GcStep.SWEPT)
-        if not dry_run:
-            _sweep_staging(store, now - timedelta(seconds=max(grace_s, lease_s)))
-        live = {c for m in manifests for _, c in m.chunks()}
-        freed = sum(info.size_bytes for info in doomed)
-        return Collected(
-            dropped_steps=plan.drop if dry_run else dropped,
-            deleted_objects=len(doomed),
-            deleted_bytes=freed,
-            spared_bytes=spared,
-            moved_bytes=moved,
-            referenced_bytes=sum(c.length for c in live),
-            stored_bytes=sum(info.size_bytes for info in infos.values())
-            - (0 if dry_run else sum(i.size_bytes for i in doomed if i.key in infos)),
-            dry_run=dry_run,
-        )
+        reached(GcStep.LOCKED)
+        return run.work(lock)
     finally:
-        store.delete(GC_LOCK)
+        lock.release()
         reached(GcStep.UNLOCKED)
 
 
-def _take_lock(store: ObjectStore, lease_s: float) -> datetime:
-    """Write gc.json and return the store's time. A dead collection's lock is taken over."""
-    try:
-        store.put(GC_LOCK, _lock_body(lease_s), if_absent=True)
-    except ObjectExistsError:
-        held = store.modified(GC_LOCK)
-        probe = "gc-clock.json"
-        store.put(probe, b"{}")
-        now = store.modified(probe)
-        store.delete(probe)
-        if held is not None and now is not None and now - held < timedelta(seconds=lease_s):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Run:
+    """One collection: `work` does it, `look` only says what it would do."""
+
+    store: ObjectStore
+    plan: GcPlan
+    grace: timedelta
+    lease_s: float
+    compact_below: float
+    drop_damaged: bool
+    new_id: str
+    reached: GcReached
+
+    def look(self) -> Collected:
+        store, now = self.store, self._now_unlocked()
+        gone = self._gone()
+        manifests, infos = self._what_stays(gone)
+        poor = self._poor(manifests, infos, now)
+        marks = _mark(store, manifests, now, self.lease_s, without=gone)
+        marks.packs -= poor.keys()
+        doomed, spared = _sweepable(infos.values(), marks, now - self.grace)
+        doomed += _dead_leases(store, now, self.lease_s)
+        moved = sum(chunk.length for chunks in poor.values() for chunk in chunks)
+        stored = sum(info.size_bytes for info in infos.values())
+        return _collected(self.plan.drop, doomed, spared, moved, manifests, stored, dry_run=True)
+
+    def work(self, lock: GcLock) -> Collected:
+        store, now = self.store, self._now(GC_LOCK)
+        dropped = _drop(store, self.plan, self.drop_damaged, lock)
+        self.reached(GcStep.DROPPED)
+        manifests, infos = self._what_stays(self._gone())
+        moved = 0
+        if self._poor(manifests, infos, now):
+
+            def hold(step: GcStep) -> None:
+                lock.hold()
+                self.reached(step)
+
+            manifests, moved = compact(
+                store, manifests, infos, self.compact_below, self.new_id, hold
+            )
+            infos |= {info.key: info for info in store.list(PACKS) if info.key not in infos}
+        marks = _mark(store, manifests, now, self.lease_s, without=set())
+        doomed, spared = _sweepable(infos.values(), marks, now - self.grace)
+        doomed += _dead_leases(store, now, self.lease_s)
+        self.reached(GcStep.MARKED)
+        for info in doomed:
+            lock.check()
+            store.delete(info.key)
+            self.reached(GcStep.SWEPT)
+        _sweep_staging(store, now - max(self.grace, timedelta(seconds=self.lease_s)))
+        left = infos.keys() - {info.key for info in doomed}
+        stored = sum(infos[key].size_bytes for key in left)
+        return _collected(dropped, doomed, spared, moved, manifests, stored, dry_run=False)
+
+    def _now(self, key: str) -> datetime:
+        """The store's time, from an object that was just written."""
+        found = self.store.modified(key)
+        if found is None:
             raise CheckpointError(
-                f"{store.uri}/{GC_LOCK}: another collection is at work since {held:%H:%M:%S}. "
-                f"Wait for it; if it died, its lock ends {lease_s:.0f} s after that."
-            ) from None
-        _hold(store, lease_s)
-    found = store.modified(GC_LOCK)
-    if found is None:
-        raise CheckpointError(f"{store.uri}/{GC_LOCK}: vanished while collecting; run it again")
-    return found
+                f"{self.store.uri}/{key}: vanished while collecting; run it again"
+            )
+        return found
+
+    def _now_unlocked(self) -> datetime:
+        try:
+            return store_time(self.store, self.new_id)
+        except StoreError:  # it may only read: nothing depends on its clock but what is said
+            return datetime.now(UTC)
+
+    def _gone(self) -> set[int]:
+        return set(self.plan.drop) | (set(self.plan.damaged) if self.drop_damaged else set())
+
+    def _what_stays(self, gone: set[int]) -> tuple[list[Manifest], dict[str, ObjectInfo]]:
+        manifests = [m for m in _readable(self.store, gone) if m.step not in gone]
+        return manifests, {info.key: info for info in self.store.list(PACKS)}
+
+    def _poor(
+        self, manifests: list[Manifest], infos: dict[str, ObjectInfo], now: datetime
+    ) -> dict[str, dict[Chunk, str]]:
+        if self.compact_below <= 0 or _live_leases(self.store, now, self.lease_s):
+            return {}
+        return poor_packs(manifests, infos, self.compact_below)
 
 
-def _lock_body(lease_s: float) -> bytes:
-    return json.dumps({"lease_s": lease_s}).encode()
-
-
-def _hold(store: ObjectStore, lease_s: float) -> None:
-    store.put(GC_LOCK, _lock_body(lease_s))
+def _collected(
+    dropped: tuple[int, ...],
+    doomed: list[ObjectInfo],
+    spared_bytes: int,
+    moved_bytes: int,
+    manifests: Iterable[Manifest],
+    stored_bytes: int,
+    *,
+    dry_run: bool,
+) -> Collected:
+    live = {c for m in manifests for _, c in m.chunks()}
+    return Collected(
+        dropped_steps=dropped,
+        deleted_objects=len(doomed),
+        deleted_bytes=sum(info.size_bytes for info in doomed),
+        spared_bytes=spared_bytes,
+        moved_bytes=moved_bytes,
+        referenced_bytes=sum(c.length for c in live),
+        stored_bytes=stored_bytes,
+        dry_run=dry_run,
+    )
 
 
 def _readable(store: ObjectStore, gone: set[int]) -> list[Manifest]:
@@ -214,10 +268,11 @@ def _readable(store: ObjectStore, gone: set[int]) -> list[Manifest]:
     return found
 
 
-def _drop(store: ObjectStore, plan: GcPlan, drop_damaged: bool) -> tuple[int, ...]:
+def _drop(store: ObjectStore, plan: GcPlan, drop_damaged: bool, lock: GcLock) -> tuple[int, ...]:
     newest = step_numbers(store)[:1]
     dropped = [step for step in plan.drop if step not in newest]
     for step in [*dropped, *(plan.damaged if drop_damaged else ())]:
+        lock.check()
         store.delete(manifest_key(step))
     return tuple(dropped)
 

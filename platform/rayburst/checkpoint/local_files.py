@@ -9,13 +9,14 @@ Deliberately does not know about retries: a local error is final.
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["put_file", "staging_files"]
+__all__ = ["put_file", "read_tagged", "staging_files", "swap_file"]
 
 _serial = itertools.count()
 _STAGING = re.compile(r"#\d+$")
@@ -24,12 +25,40 @@ _STAGING = re.compile(r"#\d+$")
 Buffers = bytes | memoryview | Sequence[bytes | memoryview]
 
 
-def put_file(target: Path, data: Buffers, *, if_absent: bool) -> None:
+FileTag = tuple[str, None]
+
+
+def read_tagged(path: Path) -> tuple[bytes, FileTag]:
+    """A file's bytes and what tells this writing of it from others."""
+    with path.open("rb") as file:
+        return file.read(), _tag(os.fstat(file.fileno()))
+
+
+def _tag(stat: os.stat_result) -> FileTag:
+    return f"{stat.st_ino:x}-{stat.st_mtime_ns:x}-{stat.st_size:x}", None
+
+
+def swap_file(target: Path, data: Buffers, tag: tuple[str | None, str | None]) -> FileTag:
+    """`put_file`, if `target` is still the writing of `tag`; FileExistsError if it is not.
+
+    One at a time on this machine: a lock on the folder, which ends with the process.
+    """
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if not target.exists() or _tag(target.stat()) != tuple(tag):
+            raise FileExistsError(f"{target} was written or deleted meanwhile")
+        return put_file(target, data, if_absent=False)
+    finally:
+        os.close(folder)
+
+
+def put_file(target: Path, data: Buffers, *, if_absent: bool) -> FileTag:
     """Write `data` as the file `target`. FileExistsError if `if_absent` and it is there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.with_name(f"{target.name}#{os.getpid()}{next(_serial):06d}")
     try:
-        _write_synced(staging, [data] if isinstance(data, bytes | memoryview) else data)
+        tag = _write_synced(staging, [data] if isinstance(data, bytes | memoryview) else data)
         if if_absent:
             os.link(staging, target)
         else:
@@ -37,6 +66,7 @@ def put_file(target: Path, data: Buffers, *, if_absent: bool) -> None:
     finally:
         staging.unlink(missing_ok=True)
     _sync_folder(target.parent)
+    return tag
 
 
 def staging_files(root: Path) -> Iterator[Path]:
@@ -46,7 +76,7 @@ def staging_files(root: Path) -> Iterator[Path]:
             yield path
 
 
-def _write_synced(path: Path, parts: Sequence[bytes | memoryview]) -> None:
+def _write_synced(path: Path, parts: Sequence[bytes | memoryview]) -> FileTag:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         for part in parts:
@@ -55,6 +85,7 @@ def _write_synced(path: Path, parts: Sequence[bytes | memoryview]) -> None:
             while done < len(data):
                 done += os.write(descriptor, data[done:])
         os.fsync(descriptor)
+        return _tag(os.fstat(descriptor))
     finally:
         os.close(descriptor)
 

@@ -31,7 +31,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rayburst.checkpoint.holder import Holder
 from rayburst.checkpoint.local_files import Buffers
 from rayburst.checkpoint.protocol import PACKS, step_of
-from rayburst.checkpoint.store import ObjectStore
+from rayburst.checkpoint.store import ObjectStore, Tag
 from rayburst.errors import StoreError
 
 __all__ = [
@@ -182,11 +182,12 @@ class PeerStore(ObjectStore):
         elif self._has_room():
             self._send(self._peer.take, key, whole)
 
-    def put(self, key: str, data: Buffers, *, if_absent: bool = False) -> None:
-        super().put(key, data, if_absent=if_absent)
+    def put(self, key: str, data: Buffers, *, if_absent: bool = False) -> Tag:
+        tag = super().put(key, data, if_absent=if_absent)
         if step_of(key) is not None:
             whole = b"".join([data] if isinstance(data, bytes | memoryview) else data)
             self._send(self._peer.commit, key, whole)
+        return tag
 
     def _send(self, method: Any, key: str, data: bytes) -> None:
         self._landed(0.0)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
@@ -28,10 +28,10 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
 from rayburst.checkpoint._store_errors import translate
-from rayburst.checkpoint.local_files import Buffers, put_file
+from rayburst.checkpoint.local_files import Buffers, put_file, read_tagged, swap_file
 from rayburst.errors import ObjectNotFoundError, StoreError
 
-__all__ = ["ObjectInfo", "ObjectStore", "StoreOptions"]
+__all__ = ["ObjectInfo", "ObjectStore", "StoreOptions", "Tag", "local_path"]
 
 _REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 _ALLOWED = "s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, file:///folder, /folder"
@@ -68,6 +68,13 @@ class ObjectInfo:
     modified: datetime
 
 
+class Tag(NamedTuple):
+    """Which writing of an object was read or written. Equal only for the same one."""
+
+    e_tag: str | None
+    version: str | None = None
+
+
 class ObjectStore:
     """Objects under one URI. Make it with `ObjectStore.open`.
 
@@ -91,8 +98,8 @@ class ObjectStore:
         opts = options or StoreOptions()
         text = os.fspath(uri)
         parts = urlsplit(text)
-        if parts.scheme in ("", "file"):
-            path = Path(parts.path if parts.scheme else text).expanduser().absolute()
+        path = local_path(uri)
+        if path is not None:
             clean = f"file://{path}" if parts.scheme else str(path)
             return cls(clean, LocalStore(path, mkdir=True), "", path, opts)
         if parts.username or parts.password:
@@ -118,6 +125,10 @@ class ObjectStore:
         """The folder on this machine, or None for a remote store."""
         return self._root
 
+    def patient(self, options: StoreOptions) -> ObjectStore:
+        """The same objects, over connections with other patience."""
+        return ObjectStore.open(self.uri, options)
+
     def child(self, prefix: str) -> ObjectStore:
         """The objects below `prefix`, over the same connections."""
         part = prefix.strip("/")
@@ -132,6 +143,20 @@ class ObjectStore:
         """The whole object without a copy into Python bytes: for large ones."""
         path = self._path(key)
         return self._call(key, lambda: memoryview(obstore.get(self._backend, path).bytes()))
+
+    def get_tagged(self, key: str) -> tuple[bytes, Tag]:
+        """The whole object, and what `replace` needs to know of it."""
+        path = self._path(key)
+
+        def read() -> tuple[bytes, tuple[str | None, str | None]]:
+            if self._root is not None:
+                return read_tagged(self._root / path)
+            found = obstore.get(self._backend, path)
+            meta = found.meta
+            return bytes(found.bytes()), (meta.get("e_tag"), meta.get("version"))
+
+        data, tag = self._call(key, read)
+        return data, Tag(*tag)
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`; fewer only where the object ends before."""
@@ -164,7 +189,7 @@ class ObjectStore:
         data: Buffers,
         *,
         if_absent: bool = False,
-    ) -> None:
+    ) -> Tag:
         """Write the object in one atomic step; readers see the old bytes or all of the new.
 
         A sequence of buffers is written end to end without being joined in memory first.
@@ -176,20 +201,34 @@ class ObjectStore:
         path = self._path(key)
         if self._root is not None:
             target = self._root / path
-            self._call(key, lambda: put_file(target, data, if_absent=if_absent))
-            return
-        mode: Any = "create" if if_absent else "overwrite"
+            return Tag(*self._call(key, lambda: put_file(target, data, if_absent=if_absent)))
+        return self._put(key, path, data, "create" if if_absent else "overwrite")
+
+    def replace(self, key: str, data: Buffers, tag: Tag) -> Tag:
+        """Write the object if it is still the writing that `tag` is of, in one atomic step.
+
+        ObjectExistsError: somebody wrote or deleted it meanwhile, or the reply to the first try was
+        lost; who must know reads it back. On a local folder the writers must be on one machine.
+        """
+        path = self._path(key)
+        if self._root is not None:
+            target = self._root / path
+            return Tag(*self._call(key, lambda: swap_file(target, data, tag)))
+        return self._put(key, path, data, {"e_tag": tag.e_tag, "version": tag.version})
+
+    def _put(self, key: str, path: str, data: Buffers, mode: Any) -> Tag:
+        def send() -> Any:
+            return obstore.put(self._backend, path, data, mode=mode, use_multipart=False)
+
         for attempt in range(_UPLOAD_TRIES):
             try:
-                self._call(
-                    key,
-                    lambda: obstore.put(self._backend, path, data, mode=mode, use_multipart=False),
-                )
-                return
+                done = self._call(key, send)
+                return Tag(done.get("e_tag"), done.get("version"))
             except StoreError as error:
                 # the client takes a 400 as final, but wrong bytes on the wire are an accident
                 if "BadDigest" not in str(error) or attempt + 1 == _UPLOAD_TRIES:
                     raise
+        raise AssertionError("the last try returns or raises")
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Every object below the folder `prefix` ("a/b" lists a/b/c, not a/bc), in no order."""
@@ -207,9 +246,9 @@ class ObjectStore:
                     modified=item["last_modified"],
                 )
 
-    def folders(self, prefix: str) -> Sequence[str]:
+    def folders(self, prefix: str = "") -> Sequence[str]:
         """The names directly below the folder `prefix` that have objects below them, sorted."""
-        where = self._path(prefix.strip("/"))
+        where = self._path(prefix.strip("/")) if prefix.strip("/") else self._prefix
         found = self._call(prefix, lambda: obstore.list_with_delimiter(self._backend, where))
         return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found["common_prefixes"])
 
@@ -261,6 +300,15 @@ class ObjectStore:
 
     def _call(self, key: str, action: Callable[[], T]) -> T:
         return _guard(f"{self.uri}/{key}", action)
+
+
+def local_path(uri: str | os.PathLike[str]) -> Path | None:
+    """The folder that a URI or path names; None for one of a remote store."""
+    text = os.fspath(uri)
+    parts = urlsplit(text)
+    if parts.scheme not in ("", "file"):
+        return None
+    return Path(parts.path if parts.scheme else text).expanduser().absolute()
 
 
 def _guard(name: str, action: Callable[[], T]) -> T:

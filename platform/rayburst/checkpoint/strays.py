@@ -7,15 +7,15 @@ can list them; elsewhere there is nothing to do.
 from __future__ import annotations
 
 import os
-from datetime import timedelta
+import secrets
+from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
+from rayburst.checkpoint.gc_lock import store_time
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import StoreError
 
 __all__ = ["abort_stray_uploads"]
-
-_CLOCK = "gc-clock.json"
 
 
 def abort_stray_uploads(store: ObjectStore, *, older_than_s: float, dry_run: bool = False) -> int:
@@ -32,11 +32,12 @@ def abort_stray_uploads(store: ObjectStore, *, older_than_s: float, dry_run: boo
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     client = boto3.client("s3", endpoint_url=endpoint)
     prefix = parts.path.strip("/")
-    store.put(_CLOCK, b"{}")
-    now = store.modified(_CLOCK)
-    store.delete(_CLOCK)
-    if now is None:
-        raise StoreError(f"{store.uri}/{_CLOCK}: vanished; another collection is at work")
+    try:
+        now = store_time(store, secrets.token_hex(4))
+    except StoreError:
+        if not dry_run:
+            raise
+        now = datetime.now(UTC)  # it may only read
     count = 0
     try:
         pages = client.get_paginator("list_multipart_uploads")

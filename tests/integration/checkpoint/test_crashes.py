@@ -16,7 +16,7 @@ import torch
 from rayburst.checkpoint.catalog import newest_step, read_manifest, steps
 from rayburst.checkpoint.checkpointer import Checkpointer
 from rayburst.checkpoint.gc import collect, plan_gc
-from rayburst.checkpoint.protocol import GcStep, SaveStep
+from rayburst.checkpoint.protocol import GC_LOCK, GcStep, SaveStep
 from rayburst.checkpoint.retention import Retention
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.checkpoint.tree import flatten
@@ -140,6 +140,11 @@ def test_a_collection_killed_at_every_step_harms_nothing(fork: Forker, uri: str)
         status, said = fork("collect_once", uri=store.uri, kill_at=step.name, occurrence=1)
         assert (status, said) == (-9, []), f"{step} was not reached"
         assert all(verify(store, kept).whole for kept in (4, 5, 6)), step
+        if step is not GcStep.UNLOCKED:
+            assert json.loads(store.get(GC_LOCK))["holder"]["pid"] > 0, "the dead one left no name"
+        # a dry run needs no lock; the killed one's is taken over at once, for its process is gone
+        plan = plan_gc(store, Retention(newest=3))
+        collect(store, plan, dry_run=True, grace_s=0, new_id=lambda: "dry")
         # a save goes on beside what the dead collection left, and the next one finishes its work
         assert fork("save_steps", uri=store.uri, steps=[7], kill_at=None, occurrence=1)[0] == 0
         status, [sizes] = fork("collect_once", uri=store.uri, kill_at=None, occurrence=1)

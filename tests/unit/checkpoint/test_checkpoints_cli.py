@@ -13,7 +13,7 @@ from rayburst.checkpoint.checkpointer import Checkpointer
 from rayburst.checkpoint.cli import app
 from rayburst.checkpoint.exchange import export_safetensors, import_safetensors
 from rayburst.checkpoint.store import ObjectStore
-from rayburst.errors import CheckpointError
+from rayburst.errors import CheckpointError, CheckpointNotFoundError
 
 
 @pytest.fixture
@@ -108,3 +108,56 @@ def test_a_large_export_is_sharded_with_an_index(uri: str, tmp_path: Path) -> No
         export_safetensors(store, 3, folder)
     with pytest.raises(CheckpointError, match="no tensor of step 3 starts with"):
         export_safetensors(store, 3, tmp_path / "no", prefix="nothing.")
+
+
+COMMANDS = {
+    "ls": "",
+    "show": "--step 3",
+    "verify": "--all",
+    "diff": "1 2",
+    "gc": "--keep 2 --every 10 --best loss --delete",
+    "pin": "1",
+    "unpin": "1",
+    "export": "out --step 3",
+}
+
+
+def refused(command: str, uri: str) -> str:
+    words, options = [command, uri], COMMANDS[command].split()
+    done = CliRunner().invoke(app, [*words, *options])
+    assert done.exit_code == 1
+    assert isinstance(done.exception, CheckpointNotFoundError)
+    return str(done.exception)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_place_without_checkpoints_gets_the_right_call(command: str, tmp_path: Path) -> None:
+    gone, words = tmp_path / "gone", f"rayburst checkpoints {command}"
+    told = refused(command, str(gone))
+    assert f"no folder {gone}" in told
+    assert f"{words} FOLDER {COMMANDS[command]}".strip() in told
+    assert not gone.exists()
+    (tmp_path / "other").mkdir()
+    told = refused(command, str(tmp_path))
+    assert "Looked for manifests/<step>.json below it" in told
+    assert f"{words} URI {COMMANDS[command]}".strip() in told
+    with Checkpointer(str(tmp_path / "run" / "checkpoints")) as checkpoints:
+        checkpoints.save({"w": torch.ones(3)}, step=1)
+    right = tmp_path / "run" / "checkpoints"
+    for wrong in (tmp_path, right / "manifests"):
+        assert f"{words} {right} {COMMANDS[command]}".strip() in refused(command, str(wrong))
+
+
+def test_a_first_save_under_way_is_told_from_nothing(tmp_path: Path) -> None:
+    ObjectStore.open(tmp_path).put("packs/save/0-00000", b"x")
+    assert "a save that is under way or was killed" in refused("ls", str(tmp_path))
+    told = run("gc", str(tmp_path), "--grace", "0", "--delete")
+    assert "deleted 1 objects" in told
+
+
+def test_a_step_that_is_not_there_and_a_pin_that_is_not(uri: str) -> None:
+    done = CliRunner().invoke(app, ["show", uri, "--step", "9"])
+    assert "no checkpoint of step 9. Newest here: 5, 4, 3, 2, 1." in str(done.exception)
+    run("pin", uri, "2")
+    done = CliRunner().invoke(app, ["unpin", uri, "3"])
+    assert "step 3 is not pinned. Pinned are: 2." in str(done.exception)
