@@ -156,7 +156,14 @@ class PeerStore(ObjectStore):
         monotonic: Callable[[], float] = time.monotonic,
     ) -> PeerStore:
         """Put `peer` before `store`. `timeout_s` bounds each wait for it."""
-        made = cls(store.uri, store._backend, store._prefix, store._root, store._options)
+        made = cls(
+            store.uri,
+            store._backend,
+            store._prefix,
+            store._root,
+            store._options,
+            store._patience,
+        )
         made._peer, made._timeout_s, made._monotonic = peer, timeout_s, monotonic
         made._distrusted = set()
         made._peer_is_faster = None

@@ -4,8 +4,9 @@
 and credentials come from the environment or the instance role, as obstore reads them
 (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...); they never appear in a message or a pickle.
 
-Calls block, release the GIL and may be made from many threads. Throttling, server errors and
-broken connections are retried with exponential backoff and jitter; every request has a time-out.
+Calls block, release the GIL and may be made from many threads. Server errors and broken connections
+are retried with exponential backoff and jitter; a store that throttles is left alone for as long as
+its Retry-After asks (patience.py); every request has a time-out.
 Every S3 upload carries a CRC-64/NVME that the server checks, so bytes that change on the way are
 refused and sent again. (A signed payload is not enough: SeaweedFS stores a wrong one. The checksum
 costs 0.5 ms of CPU a MB, signing by SHA-256 three times that.)
@@ -29,6 +30,7 @@ from obstore.store import LocalStore, from_url
 
 from rayburst.checkpoint._store_errors import translate
 from rayburst.checkpoint.local_files import Buffers, put_file, read_tagged, swap_file
+from rayburst.checkpoint.patience import Limits, Patience
 from rayburst.errors import ObjectNotFoundError, StoreError
 
 __all__ = ["ObjectInfo", "ObjectStore", "StoreOptions", "Tag", "local_path"]
@@ -46,7 +48,7 @@ class StoreOptions:
     connect_timeout_s: float = 5.0
     request_timeout_s: float = 120.0
     read_timeout_s: float = 60.0
-    retries: int = 10
+    retries: int = 10  # take about 15 s; a restart of the store takes about 6
     retry_s: float = 180.0
     backoff_first_s: float = 0.1
     backoff_most_s: float = 10.0
@@ -85,12 +87,21 @@ class ObjectStore:
     Errors: ObjectNotFoundError, ObjectExistsError, StoreError; each names the object.
     """
 
-    def __init__(self, uri: str, backend: Any, prefix: str, root: Path | None, opts: StoreOptions):
+    def __init__(
+        self,
+        uri: str,
+        backend: Any,
+        prefix: str,
+        root: Path | None,
+        opts: StoreOptions,
+        patience: Patience | None = None,
+    ) -> None:
         self.uri = uri
         self._backend = backend
         self._prefix = prefix
         self._root = root
         self._options = opts
+        self._patience = patience  # None: a local error is final
 
     @classmethod
     def open(cls, uri: str | os.PathLike[str], options: StoreOptions | None = None) -> ObjectStore:
@@ -112,7 +123,17 @@ class ObjectStore:
         root = f"{parts.scheme}://{parts.netloc}"
         prefix = parts.path.strip("/")
         backend = _guard(root, lambda: _remote(root, parts.scheme, opts))
-        return cls(f"{root}/{prefix}".rstrip("/"), backend, prefix, None, opts)
+        patience = Patience(
+            Limits(
+                retries=opts.retries,
+                retry_s=opts.retry_s,
+                first_s=opts.backoff_first_s,
+                most_s=opts.backoff_most_s,
+                ask_s=opts.connect_timeout_s,
+            ),
+            lambda key: obstore.sign(backend, "HEAD", key, timedelta(minutes=1)),
+        )
+        return cls(f"{root}/{prefix}".rstrip("/"), backend, prefix, None, opts, patience)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (ObjectStore.open, (self.uri, self._options))
@@ -133,7 +154,8 @@ class ObjectStore:
         """The objects below `prefix`, over the same connections."""
         part = prefix.strip("/")
         inner = f"{self._prefix}/{part}".strip("/")
-        return ObjectStore(f"{self.uri}/{part}", self._backend, inner, self._root, self._options)
+        uri = f"{self.uri}/{part}"
+        return ObjectStore(uri, self._backend, inner, self._root, self._options, self._patience)
 
     def get(self, key: str) -> bytes:
         """The whole object."""
@@ -233,15 +255,25 @@ class ObjectStore:
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Every object below the folder `prefix` ("a/b" lists a/b/c, not a/bc), in no order."""
         where = self._path(prefix.strip("/")) if prefix.strip("/") else self._prefix
-        stream = self._call(prefix, lambda: obstore.list(self._backend, where, chunk_size=1000))
         cut = len(self._prefix) + 1 if self._prefix else 0
-        while True:
-            page = self._call(prefix, lambda: next(stream, None))
-            if page is None:
-                return
-            for item in page:
+        stream: Any = None
+        last: str | None = None
+
+        def page() -> Any:
+            nonlocal stream
+            if stream is None:
+                stream = obstore.list(self._backend, where, offset=last, chunk_size=1000)
+            try:
+                return next(stream, None)
+            except BaseError:
+                stream = None  # a broken one would end as if that were all; go on behind the last
+                raise
+
+        while (found := self._call(prefix, page)) is not None:
+            for item in found:
+                last = item["path"]
                 yield ObjectInfo(
-                    key=item["path"][cut:],
+                    key=last[cut:],
                     size_bytes=item["size"],
                     modified=item["last_modified"],
                 )
@@ -299,7 +331,11 @@ class ObjectStore:
         return f"{self._prefix}/{key}" if self._prefix else key
 
     def _call(self, key: str, action: Callable[[], T]) -> T:
-        return _guard(f"{self.uri}/{key}", action)
+        name, patience = f"{self.uri}/{key}", self._patience
+        if patience is None:
+            return _guard(name, action)
+        path = f"{self._prefix}/{key}".strip("/") or "latest.json"
+        return _guard(name, lambda: patience.call(path, action))
 
 
 def local_path(uri: str | os.PathLike[str]) -> Path | None:
@@ -339,14 +375,6 @@ def _remote(root: str, scheme: str, opts: StoreOptions) -> Any:
     return build(
         root,
         client_options=client,
-        retry_config={
-            "max_retries": opts.retries,
-            "retry_timeout": timedelta(seconds=opts.retry_s),
-            "backoff": {
-                "init_backoff": timedelta(seconds=opts.backoff_first_s),
-                "max_backoff": timedelta(seconds=opts.backoff_most_s),
-                "base": 3,  # with jitter: ten tries take about 15 s, a restart of the store about 6
-            },
-        },
+        retry_config={"max_retries": 0},  # patience.py does it
         **extra,
     )

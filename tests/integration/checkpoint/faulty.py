@@ -6,6 +6,7 @@ import http.client
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,10 +24,13 @@ SKEWED = (
 class FaultyProxy:
     """Forwards to `endpoint`. `plan(method, path, number of the request)` names a fault or None:
 
-    "503" an answer of SlowDown; "503-after" the same after the request was carried out;
-    "reset" the connection breaks in the middle of the answer; "cut" before the request is sent on;
-    "stall" nothing for `stall_s`; "slow" the answer trickles; "flip-down" one bit of the answer's
-    body is wrong; "flip-up" one bit of the request's; "skew" the request's time is refused.
+    "503" an answer of SlowDown; "429 N" and "503 N" the same with Retry-After: N; "503-after" one
+    after the request was carried out; "reset" the connection breaks in the middle of the answer;
+    "cut" before the request is sent on; "stall" nothing for `stall_s`; "slow" the answer trickles;
+    "flip-down" one bit of the answer's body is wrong; "flip-up" one bit of the request's; "skew"
+    the request's time is refused.
+
+    `log`: time, method, path and fault of every request.
     """
 
     def __init__(self, endpoint: str, stall_s: float = 8.0) -> None:
@@ -35,6 +39,7 @@ class FaultyProxy:
         self.requests: Counter[str] = Counter()
         self.plan: Plan = lambda method, path, number: None
         self.stall_s = stall_s
+        self.log: list[tuple[float, str, str, str | None]] = []  # time, method, path, fault
         self._lock = threading.Lock()
         self._stop = threading.Event()
         proxy = self
@@ -45,8 +50,10 @@ class FaultyProxy:
             def handle_any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 fault = proxy.next_fault(self.command, self.path)
-                if fault == "503":
-                    self.answer(503, [("Content-Type", "application/xml")], BUSY)
+                status, _, after = (fault or "").partition(" ")
+                if status in ("429", "503"):
+                    told = [("Retry-After", after)] if after else []
+                    self.answer(int(status), [("Content-Type", "application/xml"), *told], BUSY)
                     return
                 if fault == "skew":
                     self.answer(403, [("Content-Type", "application/xml")], SKEWED)
@@ -60,13 +67,13 @@ class FaultyProxy:
                     return
                 if fault == "flip-up" and body:
                     body = body[:-1] + bytes([body[-1] ^ 1])
-                status, headers, data = self.forward(body)
+                code, headers, data = self.forward(body)
                 if fault == "503-after":
                     self.answer(503, [("Content-Type", "application/xml")], BUSY)
                     return
                 if fault == "flip-down" and data:
                     data = data[:-1] + bytes([data[-1] ^ 1])
-                self.answer(status, headers, data, fault)
+                self.answer(code, headers, data, fault)
 
             do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = handle_any
 
@@ -151,6 +158,7 @@ class FaultyProxy:
             number = self.requests[method]
             self.requests[method] += 1
             fault = self.plan(method, path, number)
+            self.log.append((time.monotonic(), method, path, fault))
             if fault:
                 self.fired[fault] += 1
         return fault

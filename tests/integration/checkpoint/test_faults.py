@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,48 @@ def test_a_storm_of_503_passes(proxy: FaultyProxy, store: ObjectStore) -> None:
     assert proxy.fired["503"] > 10
 
 
+@pytest.mark.parametrize("fault", ["429 1", "503 1"])
+def test_a_store_that_throttles_is_left_alone_for_as_long_as_it_asks(
+    proxy: FaultyProxy, store: ObjectStore, fault: str
+) -> None:
+    """For one second from the first pack's upload on it takes no request whatever."""
+    opens: list[float] = []
+
+    def plan(method: str, path: str, number: int) -> str | None:
+        if not opens and method == "PUT" and "packs" in path:
+            opens.append(time.monotonic() + 1.0)
+        return fault if opens and time.monotonic() < opens[0] else None
+
+    proxy.plan = plan
+    with Checkpointer(store) as checkpoints:
+        checkpoints.save(state(1), step=1)
+        assert torch.equal(checkpoints.load().state["w"], state(1)["w"])
+    asked = [at for at, method, _, told in proxy.log if told and method == "HEAD"]
+    refused = {path for _, method, path, told in proxy.log if told and method == "PUT"}
+    assert proxy.fired[fault] >= 2
+    assert asked
+    assert refused
+    for path in refused:
+        # refused once, and not sent again before the time that the store asked for
+        first, again = [at for at, method, p, _ in proxy.log if (method, p) == ("PUT", path)]
+        assert again >= min(asked) + 1.0
+        assert again > first
+
+
+def test_a_list_that_breaks_between_its_pages_goes_on_behind_the_last(
+    proxy: FaultyProxy, store: ObjectStore
+) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(lambda n: store.put(f"many/{n:05d}", b"x"), range(1050)):
+            pass
+    proxy.plan = lambda method, path, number: (
+        "cut" if "continuation-token" in path and not proxy.fired["cut"] else None
+    )
+    keys = [info.key for info in store.list("many")]
+    assert proxy.fired["cut"] == 1
+    assert sorted(keys) == [f"many/{n:05d}" for n in range(1050)]
+
+
 def test_bytes_that_are_always_wrong_are_refused(proxy: FaultyProxy, store: ObjectStore) -> None:
     with Checkpointer(store) as checkpoints:
         checkpoints.save(state(1), step=1)
@@ -131,8 +175,6 @@ def test_after_a_failed_save_the_next_one_works(proxy: FaultyProxy, seaweed: Ser
 
 def test_a_clock_that_is_an_hour_off_harms_nothing(s3_uri: str) -> None:
     """The saver's clock only labels; leases and collections go by the store's own."""
-    import time
-
     from rayburst.checkpoint.checkpointer import Options
     from rayburst.checkpoint.gc import collect, plan_gc
     from rayburst.checkpoint.retention import Retention
