@@ -32,6 +32,13 @@ soak: $(READY) ## Run the tests that are too long for CI
 bench-%: $(READY) ## Run one benchmark, e.g. make bench-checkpoint
 	$(BIN)/python benchmarks/$*.py
 
+bench-checkpoint: $(READY) $(VENV)/.bench ## Checkpoints beside torch.save, Ray, DCP with s3fs, s3torchconnector: half an hour
+	$(BIN)/python benchmarks/checkpoint.py
+
+$(VENV)/.bench: pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	touch $@
+
 PEERS := $(VENV)/peers
 bench-serving: $(READY) $(PEERS)/.ready ## Serving beside mosec, LitServe, BentoML and plain Ray Serve (needs wrk)
 	$(BIN)/python benchmarks/serving.py
@@ -46,4 +53,4 @@ $(PEERS)/.ready: benchmarks/serving_peers.txt
 clean: ## Remove what was built; fleets that are up stay
 	rm -rf $(VENV) build dist benchmarks/out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo test check soak clean bench-serving
+.PHONY: help setup demo test check soak clean bench-checkpoint bench-serving

@@ -236,7 +236,8 @@ class ObjectStore:
         if self._root is not None:
             target = self._root / path
             return Tag(*self._call(key, lambda: swap_file(target, data, tag)))
-        return self._put(key, path, data, {"e_tag": tag.e_tag, "version": tag.version})
+        known = {name: value for name, value in tag._asdict().items() if value is not None}
+        return self._put(key, path, data, known)
 
     def _put(self, key: str, path: str, data: Buffers, mode: Any) -> Tag:
         def send() -> Any:

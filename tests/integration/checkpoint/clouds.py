@@ -6,6 +6,7 @@ requests: a condition on a write, ranges, lists, the codes of refusals. It check
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 from email.utils import formatdate
@@ -24,9 +25,10 @@ class Cloud:
 
     def __init__(self) -> None:
         self.objects: dict[str, tuple[bytes, float]] = {}
+        self.writings: dict[str, int] = {}
         self.seen: set[str] = set()
         self.refuse = False
-        cloud, lock = self, threading.Lock()
+        cloud, lock, serial = self, threading.Lock(), itertools.count(1)
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -41,9 +43,13 @@ class Cloud:
                 cloud.seen.update(only_new)
                 with lock:
                     taken = bool(only_new) and self.key in cloud.objects
-                    if not taken:
+                    changed = not only_new and not self.is_wanted()
+                    if not taken and not changed:
                         cloud.objects[self.key] = (body, self.date())
-                if taken and only_new[0] == "If-None-Match":
+                        cloud.writings[self.key] = next(serial)
+                if changed:
+                    self.answer(412)
+                elif taken and only_new[0] == "If-None-Match":
                     self.answer(409, b"<Error><Code>BlobAlreadyExists</Code></Error>")
                 else:
                     self.answer(412 if taken else 201)
@@ -96,6 +102,13 @@ class Cloud:
                 kind = {"Content-Type": f"multipart/mixed; boundary={mark}"}
                 self.answer(202, whole.encode(), kind)
 
+            def is_wanted(self) -> bool:
+                """Whether a write that names the writing it replaces finds that one."""
+                now = str(cloud.writings.get(self.key, 0))
+                wanted = self.headers.get("x-goog-if-generation-match") or now
+                tag = self.headers.get("If-Match") or f'"{now}"'
+                return wanted == now and tag == f'"{now}"'
+
             @property
             def key(self) -> str:
                 return unquote(urlsplit(self.path).path).strip("/")
@@ -136,7 +149,9 @@ class Cloud:
             ) -> None:
                 self.send_response_only(status)
                 stamp = cloud.objects.get(self.key, (b"", 0.0))[1]
-                fixed = {"Last-Modified": formatdate(stamp, usegmt=True), "ETag": '"e"'}
+                writing = str(cloud.writings.get(self.key, 0))
+                fixed = {"Last-Modified": formatdate(stamp, usegmt=True), "ETag": f'"{writing}"'}
+                fixed["x-goog-generation"] = writing
                 for name, value in {**fixed, **(headers or {})}.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(body)))

@@ -56,6 +56,10 @@ def test_checkpoints_live_on_it(cloud: Cloud, uri: str, condition: str) -> None:
         done = checkpoints.collect(Retention(newest=1), grace_s=0)
         assert done.dropped_steps == (1, 2)
         assert verify(checkpoints.store, 3).whole
+        tag = checkpoints.store.put("x", b"1")
+        checkpoints.store.replace("x", b"2", tag)
+        with pytest.raises(ObjectExistsError):
+            checkpoints.store.replace("x", b"3", tag)
     assert any(path.endswith("run/manifests/000000000003.json") for path in cloud.objects)
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rayburst.checkpoint.checkpointer import Checkpointer
+from rayburst.checkpoint.checkpointer import Checkpointer, Options
+from rayburst.checkpoint.gc import collect, plan_gc
+from rayburst.checkpoint.retention import Retention
 from rayburst.checkpoint.store import ObjectStore, StoreOptions
 from rayburst.errors import CheckpointDamagedError, CheckpointExistsError, StoreError
 
@@ -175,10 +177,6 @@ def test_after_a_failed_save_the_next_one_works(proxy: FaultyProxy, seaweed: Ser
 
 def test_a_clock_that_is_an_hour_off_harms_nothing(s3_uri: str) -> None:
     """The saver's clock only labels; leases and collections go by the store's own."""
-    from rayburst.checkpoint.checkpointer import Options
-    from rayburst.checkpoint.gc import collect, plan_gc
-    from rayburst.checkpoint.retention import Retention
-
     store = ObjectStore.open(f"{s3_uri}/run")
     for step, shift in ((1, 3600), (2, -3600)):
         with Checkpointer(store, Options(clock=lambda shift=shift: time.time() + shift)) as c:
@@ -219,6 +217,11 @@ def test_read_only_credentials_load_and_do_not_save(
         assert READER[0] not in str(caught.value)
         assert READER[1] not in str(caught.value)
         assert checkpoints.latest() == 1
+        plan = plan_gc(checkpoints.store, Retention(newest=1))
+        said = collect(checkpoints.store, plan, dry_run=True, new_id=lambda: "x")
+        assert (said.dropped_steps, said.deleted_objects) == ((), 0)
+        with pytest.raises(StoreError, match="refused these credentials"):
+            collect(checkpoints.store, plan, new_id=lambda: "y")
 
 
 def test_a_missing_bucket_says_so(seaweed: Server, s3_uri: str) -> None:
@@ -261,3 +264,38 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     left = [p for p in (tmp_path / "store").rglob("*") if "#" in p.name]
     assert left == []
+
+
+MEMORY = """
+import sys, torch
+from pathlib import Path
+from rayburst.checkpoint.checkpointer import Checkpointer
+
+def peak(reset=False):
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(x for x in lines if x.startswith("VmHWM")).split()[1]) * 1024
+
+size = 200_000_000
+state = {f"p{i}": torch.full((size // 40,), float(i)) for i in range(10)}
+with Checkpointer(sys.argv[1]) as checkpoints:
+    checkpoints.save({"w": torch.ones(10)}, step=0)  # what is loaded once is no state
+    for step in (1, 2):
+        for tensor in state.values():
+            tensor += 1
+        before = peak(reset=True) if step == 1 else before
+        checkpoints.save(state, step=step)
+    print((peak() - before) / size)
+"""
+
+
+def test_a_save_holds_one_copy_of_the_state(s3_uri: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, f"{s3_uri}/run"],
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 0.9 < float(done.stdout) <= 1.25
