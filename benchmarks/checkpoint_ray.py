@@ -69,7 +69,7 @@ def main() -> None:
     job = {**json.loads(Path(sys.argv[1]).read_text()), "answer": sys.argv[2]}
     ray.init(
         address="local",
-        num_cpus=2,
+        num_cpus=4,  # what it may think of; two workers compute
         include_dashboard=False,
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}},

@@ -199,7 +199,7 @@ class Checkpointer:
         busy = last is not None and not last.done()
         if self._control.world > 1:
             # ranks see the end of a save at different moments: rank 0 decides for all
-            busy = self._control.tell(busy) and last is not None
+            busy = self._control.tell_flag(busy) and last is not None
         if not busy or last is None:
             return "started", None
         if when_busy == "skip":

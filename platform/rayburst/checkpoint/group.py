@@ -101,6 +101,14 @@ class Group:
         _collective(lambda: dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=self._group))
         return bool(flag)
 
+    def tell_flag(self, claim: bool) -> bool:
+        """`tell` for a truth value: one small collective instead of two, and no pickling."""
+        if self.world == 1:
+            return claim
+        flag = torch.tensor(claim, dtype=torch.uint8)
+        _collective(lambda: dist.broadcast(flag, src=self._first, group=self._group))
+        return bool(flag)
+
     def rows(self, row: torch.Tensor) -> torch.Tensor:
         """Every rank's tensor, stacked by rank; shapes and dtypes are the same on all."""
         if self.world == 1:

@@ -55,10 +55,11 @@ class Places:
 
     def __init__(self, chunks: Sequence[Chunk]) -> None:
         numbers = {pack: i for i, pack in enumerate(dict.fromkeys([c.pack for c in chunks]))}
-        table = np.array([(numbers[c.pack], c.offset, c.length) for c in chunks], dtype=np.int64)
-        pack, offset, length = table.reshape(-1, 3).T
-        order = np.lexsort((length, offset, pack))
-        rows = table.reshape(-1, 3)[order]
+        pack = [numbers[c.pack] for c in chunks]
+        offset, length = [c.offset for c in chunks], [c.length for c in chunks]
+        table = np.array([pack, offset, length], dtype=np.int64)
+        order = np.lexsort(table[::-1])
+        rows = table.T[order]
         fresh = np.ones(len(rows), dtype=bool)
         fresh[1:] = (rows[1:] != rows[:-1]).any(axis=1)
         for i in np.flatnonzero(~fresh):

@@ -16,7 +16,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "checkpoints.md"
 def test_the_page_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     alone = [b for b in blocks if "ray_train" not in b and "peers" not in b]
-    assert len(alone) == 3
+    assert len(alone) == 4
     space: dict[str, Any] = {}
     for block in alone:
         exec(block.replace("s3://models/runs/a", str(tmp_path)), space)
