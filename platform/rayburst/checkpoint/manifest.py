@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -85,6 +85,7 @@ class Manifest:
     paths: Mapping[str, tuple[Any, ...]]
     about: Mapping[str, Json] = field(default_factory=dict)
     sha256: str = ""
+    stored_bytes: int = 0  # of its object; as `sha256`, known of one that is stored
 
     def chunks(self) -> Iterator[tuple[str, Chunk]]:
         """Every (tensor or object name, chunk)."""
@@ -131,7 +132,7 @@ class Manifest:
             raise CheckpointDamagedError(
                 f"{name}: holds the manifest of step {body.step}, not of step {step}"
             )
-        return _parse(name, body, sha)
+        return replace(_parse(name, body), sha256=sha, stored_bytes=len(raw))
 
 
 def sealed(tail: bytes) -> str | None:
@@ -241,7 +242,7 @@ def _wire(m: Manifest, about: msgspec.Raw) -> dict[str, Json]:
     }
 
 
-def _parse(name: str, body: _Body, sha: str) -> Manifest:
+def _parse(name: str, body: _Body) -> Manifest:
     if body.digest not in DIGESTS:
         raise CheckpointError(f"{name}: digest {body.digest!r} is not known to this rayburst")
     found = Manifest(
@@ -255,7 +256,6 @@ def _parse(name: str, body: _Body, sha: str) -> Manifest:
         objects=body.objects,
         paths=dict(body.paths),
         about=json.loads(bytes(body.about)),
-        sha256=sha,
     )
     numbered: Any = dict(enumerate(body.packs))
     try:

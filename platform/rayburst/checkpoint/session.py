@@ -19,6 +19,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,14 +85,16 @@ class SaveSession:
 
         CheckpointExistsError: the step is already there.
         """
-        if self._store.exists(manifest_key(self.ticket.step)):
-            raise _exists(self._store, self.ticket.step)
         self._lease = _lease_body(self.ticket, parent)
         self._renew()
         self._heart = threading.Thread(target=self._beat, name="rayburst-lease", daemon=True)
         self._heart.start()
         self._reached(SaveStep.LEASED)
-        stands = parent is None or self._parent_stands(parent)
+        with ThreadPoolExecutor(1, thread_name_prefix="rayburst-session") as beside:
+            taken = beside.submit(self._store.exists, manifest_key(self.ticket.step))
+            stands = parent is None or self._parent_stands(parent)
+            if taken.result():
+                raise _exists(self._store, self.ticket.step)
         self._reached(SaveStep.PARENT_CONFIRMED)
         return stands
 
@@ -102,11 +105,9 @@ class SaveSession:
         return self._parent_stands(parent)
 
     def _parent_stands(self, parent: Manifest) -> bool:
-        key = manifest_key(parent.step)
+        key, size = manifest_key(parent.step), parent.stored_bytes
         try:
-            size = self._store.size(key)
-            if size is None or size < SEAL_BYTES:
-                return False
+            # one that was replaced has another seal, wherever its end is now
             tail = self._store.get_range(key, size - SEAL_BYTES, SEAL_BYTES)
         except ObjectNotFoundError:
             return False
@@ -141,15 +142,19 @@ class SaveSession:
                 self._store.delete(manifest_key(manifest.step))
                 raise
         self._reached(SaveStep.COMMITTED)
-        try:
-            hint(self._store, manifest.step)
-        except StoreError as error:
-            # the manifest is there: the save stands, and a list finds it
-            _log.warning("step %d is committed; its hint is not written: %s", manifest.step, error)
-        self._reached(SaveStep.HINTED)
-        self.release()
+        with ThreadPoolExecutor(1, thread_name_prefix="rayburst-session") as beside:
+            released = beside.submit(self.release)  # it protects nothing any more
+            try:
+                hint(self._store, manifest.step)
+            except StoreError as error:
+                # the manifest is there: the save stands, and a list finds it
+                _log.warning(
+                    "step %d is committed; its hint is not written: %s", manifest.step, error
+                )
+            self._reached(SaveStep.HINTED)
+            released.result()
         self._reached(SaveStep.RELEASED)
-        return replace(manifest, sha256=sealed(data[-SEAL_BYTES:]) or "")
+        return replace(manifest, sha256=sealed(data[-SEAL_BYTES:]) or "", stored_bytes=len(data))
 
     def _put(self, data: bytes) -> None:
         key = manifest_key(self.ticket.step)
