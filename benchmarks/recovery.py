@@ -1,19 +1,21 @@
-"""How long training stands still when a node goes: stock Ray Train and rayburst, side by side.
+"""How long training stands still when a node goes or comes: stock Ray Train beside rayburst.
 
     make bench-recovery                                # 5 seeds of each; about 40 minutes
     python benchmarks/recovery.py --seeds 2            # fewer
     python benchmarks/recovery.py --add --within 480   # a piece: go on where one stopped
 
-A real Ray cluster of one-CPU nodes on this machine trains a small model on three of them, 0.25 s a
-step. Once some steps are done one node goes: with notice (10 s, through Ray's drain, then a power
-cut) or without. The seed says which rank is hit, rank 0 included, and after which step.
+A real Ray cluster of one-CPU nodes on this machine, a new one for each run, trains a small model,
+0.25 s a step. `notice`: of three nodes one is drained with 10 s to go, then loses power; `cut`: one
+loses power; `growth`: a third node joins two. The seed says which rank is hit, rank 0 included, and
+after which step.
 
     gap_s       the longest time from the event on in which no rank finished a step
     steps_lost  finished steps that were done again
 
-Ray's own settings, its health checks among them, are as installed. Stock has an elastic trainer and
-takes a checkpoint when Ray tells of the preemption; both save every 20 steps. Prints a table,
-writes benchmarks/out/recovery.json with every run.
+A gap in growth is counted until the larger group has trained for a while. Ray's own settings, its
+health checks among them, are as installed. Stock has an elastic trainer and takes a checkpoint when
+Ray tells of the preemption; both save every 20 steps. Prints a table, writes
+benchmarks/out/recovery.json with every run.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from ray.cluster_utils import Cluster
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks" / "out" / "recovery.json"
-SYSTEMS, EVENTS = ("rayburst", "stock"), ("notice", "cut")
+SYSTEMS, EVENTS = ("rayburst", "stock"), ("notice", "cut", "growth")
 NOTICE_S = 10.0
 AFTER_STEPS = 20
 WAIT_S = 240.0
@@ -115,12 +117,26 @@ def measured(lines: list[Line], event_s: float, step_s: float) -> tuple[float, i
     return max(0.0, gap_s), lost
 
 
-def once(nodes: Nodes, system: str, event: str, seed: int) -> dict[str, Any]:
+def once(system: str, event: str, seed: int) -> dict[str, Any]:
     """One run: train, let the event happen, train on, end."""
+    nodes = Nodes()
+    folder = Path(tempfile.mkdtemp(prefix="recovery-"))
+    try:
+        return {
+            "system": system,
+            "event": event,
+            "seed": seed,
+            **_run(nodes, folder, system, event, seed),
+        }
+    finally:
+        nodes.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(nodes: Nodes, folder: Path, system: str, event: str, seed: int) -> dict[str, Any]:
     dice = random.Random(seed)
     rank, at = (seed + (event == "cut")) % 3, dice.randrange(25, 35)
-    nodes.ensure(3)
-    folder = Path(tempfile.mkdtemp(prefix="recovery-"))
+    nodes.ensure(2 if event == "growth" else 3)
     config = {
         "name": f"{system}-{event}-{seed}",
         "storage": str(folder),
@@ -138,31 +154,31 @@ def once(nodes: Nodes, system: str, event: str, seed: int) -> dict[str, Any]:
     try:
         wait(lambda: any(line["step"] >= at for line in lines_of(log)), f"step {at}", job)
         before = lines_of(log)
-        victim = next(line["node"] for line in reversed(before) if line["rank"] == rank)
-        times = sorted(line["t"] for line in before if line["rank"] == rank)
+        times = sorted(line["t"] for line in before if line["rank"] == 0)
         step_s = median(b - a for a, b in itertools.pairwise(times))
         event_s = time.time()
-        if event == "notice":
-            nodes.drain(victim)
-            time.sleep(NOTICE_S)
-        nodes.cut(victim)
-        cut_s = time.time()
-        last = max(line["step"] for line in lines_of(log))
+        if event == "growth":
+            nodes.ensure(3)
+        else:
+            victim = next(line["node"] for line in reversed(before) if line["rank"] == rank)
+            if event == "notice":
+                nodes.drain(victim)
+                time.sleep(NOTICE_S)
+            nodes.cut(victim)
+        changed_s, world = time.time(), 3 if event == "growth" else 2
 
         def goes_on() -> bool:
-            return any(
-                line["step"] >= last + AFTER_STEPS and line["t"] > cut_s for line in lines_of(log)
-            )
+            after = [x for x in lines_of(log) if x["t"] > changed_s and x["world"] == world]
+            return bool(after) and after[-1]["step"] >= after[0]["step"] + AFTER_STEPS
 
-        wait(goes_on, "training to go on", job)
+        wait(goes_on, f"training to go on with {world} workers", job)
         gap_s, lost = measured(lines_of(log), event_s, step_s)
     finally:
         if job.poll() is None:
             os.killpg(job.pid, signal.SIGKILL)
             job.wait()
-    shutil.rmtree(folder, ignore_errors=True)
-    found = {"system": system, "event": event, "seed": seed, "rank": rank, "step": at}
-    return {**found, "step_s": step_s, "gap_s": gap_s, "steps_lost": lost}
+    hit = {} if event == "growth" else {"rank": rank}
+    return {**hit, "step": at, "step_s": step_s, "gap_s": gap_s, "steps_lost": lost}
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -209,27 +225,24 @@ def main() -> None:
     parser.add_argument("--events", nargs="+", choices=EVENTS, default=list(EVENTS))
     parser.add_argument("--add", action="store_true", help="keep the runs that are there")
     parser.add_argument("--within", type=float, default=1e9, help="seconds; begin no run after")
+    parser.add_argument("--machine", default="quiet", help="what else ran: kept with each run")
     chosen = parser.parse_args()
     os.environ["RAY_AUTH_MODE"] = "disabled"
     runs = json.loads(OUT.read_text())["runs"] if chosen.add and OUT.exists() else []
     done = {(r["system"], r["event"], r["seed"]) for r in runs}
     todo = itertools.product(range(chosen.seeds), chosen.events, chosen.systems)
     end_s = time.monotonic() + chosen.within
-    nodes = Nodes()
-    try:
-        for seed, event, system in todo:
-            if (system, event, seed) in done or time.monotonic() > end_s:
-                continue
-            run = once(nodes, system, event, seed)
-            runs.append(run)
-            write(runs, sys.argv[1:])
-            print(
-                f"{system:9} {event:7} seed {seed} rank {run['rank']}: "
-                f"gap {run['gap_s']:6.2f} s, {run['steps_lost']} steps lost",
-                flush=True,
-            )
-    finally:
-        nodes.close()
+    for seed, event, system in todo:
+        if (system, event, seed) in done or time.monotonic() > end_s:
+            continue
+        run = {**once(system, event, seed), "machine": chosen.machine}
+        runs.append(run)
+        write(runs, sys.argv[1:])
+        print(
+            f"{system:9} {event:7} seed {seed}: gap {run['gap_s']:6.2f} s, "
+            f"{run['steps_lost']} steps lost",
+            flush=True,
+        )
     for event in EVENTS:
         ratio = summary(runs).get(f"ratio_{event}")
         print(f"ratio {event}: {'not measured' if ratio is None else f'{ratio:.3f}'}")

@@ -24,7 +24,6 @@ from rayburst.report.history import Event, Interval, NodeLife, Run, ms, node_liv
 from rayburst.report.interruption import Interruption, read_interruption
 from rayburst.report.parts import section
 from rayburst.report.style import MARKETS, page
-from rayburst.train.goodput import PURPOSES, Goodput
 from rayburst.train.run_report import run_report
 
 
@@ -59,7 +58,7 @@ def render(report: Report, *, node_events: Sequence[Event], run_log: Sequence[Ev
         _timeline(story),
         _loss(story),
         _spend(story),
-        _goodput(story),
+        run_sections.worker_seconds(run_report(story.run_log)),
         svg.el("div", _cost(story), _interruptions(story), cls="two"),
         _footer(story),
     ]
@@ -109,34 +108,6 @@ def _spend(story: _Story) -> str:
     title = "What the node-seconds were spent on"
     end = story.span[1] / 1000
     return run_sections.node_seconds(title, story.node_events, story.run_log, end=end)
-
-
-def _goodput(story: _Story) -> str:
-    """The run as its workers saw it, with the interval of checkpoints that followed from it."""
-    report = run_report(story.run_log)
-    spent = report.goodput
-    if not spent.total_s:
-        return ""
-    rows = [
-        (words, numbers.seconds(spent.seconds[purpose]), _share(spent.seconds[purpose], spent))
-        for purpose, words in PURPOSES.items()
-    ]
-    rows.append(("worker-seconds", numbers.seconds(spent.total_s), "100%"))
-    pace = report.pace
-    words = "Each worker-second counts once."
-    if pace is not None:
-        words += (
-            f" A checkpoint blocked for {pace['blocked_s']:.2f} s, was durable "
-            f"{pace['durable_s']:.1f} s later; with an interruption every "
-            f"{numbers.seconds(pace['between_s'])} one each {numbers.seconds(pace['interval_s'])} "
-            "loses least."
-        )
-    body = bars.table(("what", "time", "share"), rows)
-    return section("What the worker-seconds were spent on", words, body)
-
-
-def _share(seconds: float, spent: Goodput) -> str:
-    return numbers.percent(seconds, spent.total_s)
 
 
 def _cost(story: _Story) -> str:

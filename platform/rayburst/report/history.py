@@ -47,6 +47,8 @@ class Tenure:
     world: int
     start_ms: int
     end_ms: int
+    stayed: bool = False
+    """Its process was in the group before, perhaps at another rank: the group changed in place."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,7 +163,7 @@ def read_run(log: Sequence[Event]) -> Run:
 
 
 def _tenures(records: Sequence[Event], end_ms: int) -> list[Tenure]:
-    """A worker sits on its host until its rank starts again, leaves, or is no more."""
+    """A worker sits on its host until its rank is given anew, leaves, or is no more."""
     done: list[Tenure] = []
     open_: dict[int, Tenure] = {}
 
@@ -181,12 +183,24 @@ def _tenures(records: Sequence[Event], end_ms: int) -> list[Tenure]:
                 world=record["world"],
                 start_ms=at,
                 end_ms=at,
+                stayed=record["kind"] == "change",
             )
-        elif record["kind"] == "leave":
+        elif record["kind"] == "leave" or _departs(record, open_):
             close(record["rank"], at)
     for rank in list(open_):
         close(rank, end_ms)
     return sorted(done, key=lambda t: (t.start_ms, t.rank))
+
+
+def _departs(record: Event, open_: Mapping[int, Tenure]) -> bool:
+    """Whether the worker that departs still has its rank; else another one was faster to take it.
+
+    It tells its old rank, in the group as it was.
+    """
+    if record["kind"] != "depart" or record["rank"] not in open_:
+        return False
+    tenure = open_[record["rank"]]
+    return bool(tenure.world == record["world"] and record.get("host", tenure.host) == tenure.host)
 
 
 def _steps(records: Sequence[Event], starts: Sequence[Event], window: Interval) -> list[Step]:

@@ -201,6 +201,7 @@ def run_page(story: RunStory) -> str:
                 usage.legend_of(story) + usage.over_time(story),
             ),
             _spent(story),
+            run_sections.worker_seconds(story.summary),
             run_parts.dollars(story),
             run_parts.interruptions(story),
         ],

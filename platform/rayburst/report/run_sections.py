@@ -9,6 +9,8 @@ from rayburst.report.history import Event, Interval, NodeLife, Run, ms
 from rayburst.report.interruption import Interruption
 from rayburst.report.parts import legend, market_items, sample, section, state_items, swatch
 from rayburst.report.spend import spend, summed
+from rayburst.train.goodput import PURPOSES
+from rayburst.train.run_report import RunReport
 
 
 def committed_at(log: Sequence[Event]) -> list[int]:
@@ -65,3 +67,33 @@ def node_seconds(title: str, events: Sequence[Event], log: Sequence[Event], *, e
     share = numbers.percent(total["training"], sum(total.values()))
     words = f"Each node-second counts once. {share} of them were training that lasted."
     return section(title, words, bars.spend_bars(parts) + bars.spend_table(parts))
+
+
+def worker_seconds(report: RunReport) -> str:
+    """The run as its workers saw it, and the pace that followed; empty for one without a start."""
+    spent = report.goodput
+    if not spent.total_s:
+        return ""
+    rows = [
+        (
+            words,
+            numbers.seconds(spent.seconds[purpose]),
+            numbers.percent(spent.seconds[purpose], spent.total_s),
+        )
+        for purpose, words in PURPOSES.items()
+    ]
+    rows.append(("worker-seconds", numbers.seconds(spent.total_s), "100%"))
+    told = ["Each worker-second counts once."]
+    if report.data_wait_share is not None:
+        told.append(f"Steps waited for data for {report.data_wait_share:.2%} of their time.")
+    pace = report.pace
+    if pace is not None:
+        told.append(
+            f"A checkpoint blocked for {pace['blocked_s']:.2f} s, was durable "
+            f"{pace['durable_s']:.1f} s later; with an interruption every "
+            f"{numbers.seconds(pace['between_s'])} one each {numbers.seconds(pace['interval_s'])} "
+            "loses least."
+        )
+    told += [f"{str(found).capitalize()}." for found in report.growths]
+    body = bars.table(("what", "time", "share"), rows)
+    return section("What the worker-seconds were spent on", " ".join(told), body)

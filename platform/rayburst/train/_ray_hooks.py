@@ -51,6 +51,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from rayburst.train.granted import Granted
 from rayburst.train.grants import NAMESPACE, Ask
+from rayburst.train.growth_log import GrowthLog
 from rayburst.train.inplace.roster import InPlaceOptions
 from rayburst.train.liveness import unreachable
 from rayburst.train.losses import LossBudget, LossOptions, is_planned
@@ -224,9 +225,13 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
         self._asked_to_leave_s: float | None = None
         self._resize_key = ""
         self._progress_key = ""
+        self._growths = GrowthLog()
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        run = train_run_context.run_config.name
+        config = train_run_context.run_config
+        run = config.name
+        if config.storage_path:
+            self._growths = GrowthLog(f"{str(config.storage_path).rstrip('/')}/{run}")
         self._resize_key, self._progress_key = resize_key(run), progress_key(run)
         super().after_controller_start(train_run_context)
 
@@ -278,10 +283,23 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
         self._latest_monitor_time = now
         size = worker_group_state.num_workers
         possible = self._size_possible(worker_group_state)
-        if growth(size, possible, kv_get(self._progress_key), self._options):
+        if self._pays(size, possible):
             self._asked_to_leave_s = now
             kv_put(self._resize_key, f"{size} -> {possible}".encode())
         return NoopDecision()
+
+    def _pays(self, size: int, possible: int, in_place_s: float | None = None) -> bool:
+        """Whether to grow; told in the run log with its numbers."""
+        found = growth(
+            size,
+            possible,
+            kv_get(self._progress_key),
+            self._options,
+            restart_s=self._granted.measured.changeover_s,
+            in_place_s=in_place_s,
+        )
+        self._growths.tell(found)
+        return found.pays
 
     def on_controller_start_worker_group(
         self, *, scaling_config: ScalingConfig, num_workers: int

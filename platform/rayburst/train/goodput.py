@@ -90,6 +90,8 @@ def _lanes(run: Run) -> list[tuple[Tenure, Interval]]:
     ended: dict[int, int] = {}
     for tenure in run.tenures:
         held = [c[0] for c in run.changeovers if c[0] <= tenure.start_ms <= c[1]]
+        if tenure.stayed:  # until then its time is that of the rank that it had
+            held = []
         begins = max(min(held, default=tenure.start_ms), ended.get(tenure.rank, 0))
         ended[tenure.rank] = tenure.end_ms
         lanes.append((tenure, (min(begins, tenure.end_ms), tenure.end_ms)))

@@ -76,8 +76,13 @@ class Keeper:
         return checkpoint_pace(
             blocked_s=median(self._blocked),
             durable_s=median(self._durable),
-            between_s=mean_between_s(self.stays.seen(self._clock()), workers=self.stays.workers),
+            between_s=self.between_s,
         )
+
+    @property
+    def between_s(self) -> float:
+        """Mean seconds between interruptions of this group, by what was seen."""
+        return mean_between_s(self.stays.seen(self._clock()), workers=self.stays.workers)
 
     @property
     def blocked_s(self) -> float | None:

@@ -34,6 +34,10 @@ class Progress:
     """`running`, or why the group stopped: "saving and leaving: ..."."""
     checkpoint_s: float | None = None
     """How long training stood still for the last checkpoint."""
+    between_s: float | None = None
+    """Mean time between interruptions of a group of this size, by what was seen so far."""
+    stopped_s: float | None = None
+    """How long no step was finished when the group changed in place last, its own step aside."""
 
     def to_json(self) -> bytes:
         """For the key-value store."""

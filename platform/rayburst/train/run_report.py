@@ -13,6 +13,7 @@ from typing import Any
 
 from rayburst.report.history import BEGINS
 from rayburst.train.goodput import Goodput, goodput
+from rayburst.train.resizing import Growth
 from rayburst.train.stragglers import Straggler, stragglers
 
 __all__ = ["RunReport", "run_report"]
@@ -22,6 +23,7 @@ __all__ = ["RunReport", "run_report"]
 class RunReport:
     """`pace`: interval_s and the numbers it followed from, at the last checkpoint; None before one.
 
+    `growths`: decisions whether to grow, each with its numbers (`rayburst.train.resizing.Growth`).
     `world_sizes`: in the order in which the groups ran. `left_out`: steps whose gradient was not
     finite. `loss`: of the last step; None where there is none, or it is not finite. `stragglers`:
     workers that hold the others up.
@@ -35,6 +37,14 @@ class RunReport:
     left_out: int
     loss: float | None
     stragglers: Sequence[Straggler] = ()
+    growths: Sequence[Growth] = ()
+
+    @property
+    def data_wait_share(self) -> float | None:
+        """Of the time of steps that last: how much of it was waiting for data."""
+        seconds = self.goodput.seconds
+        stepping_s = seconds["training"] + seconds["data"]
+        return seconds["data"] / stepping_s if stepping_s else None
 
     def to_json(self) -> dict[str, Any]:
         """For a file or a page."""
@@ -47,6 +57,8 @@ class RunReport:
             "left_out": self.left_out,
             "loss": self.loss,
             "stragglers": [one.to_json() for one in self.stragglers],
+            "data_wait_share": self.data_wait_share,
+            "growths": [found.to_json() for found in self.growths],
         }
 
     def __str__(self) -> str:
@@ -64,6 +76,9 @@ class RunReport:
                 f"{p['blocked_s']:.2f} s, is durable {p['durable_s']:.1f} s later, and an "
                 f"interruption is expected every {p['between_s']:.0f} s"
             )
+        if self.data_wait_share is not None:
+            lines.append(f"steps waited for data for {self.data_wait_share:.2%} of their time")
+        lines += [str(found) for found in self.growths]
         return "\n".join(lines)
 
 
@@ -82,4 +97,5 @@ def run_report(records: Sequence[Mapping[str, Any]]) -> RunReport:
         left_out=len({r["step"] for r in records if r["kind"] == "nonfinite"}),
         loss=loss if loss is not None and math.isfinite(loss) else None,
         stragglers=stragglers(records),
+        growths=[Growth.from_json(r) for r in records if r["kind"] == "growth"],
     )

@@ -14,7 +14,10 @@ _INTERVAL_S = 1.0
 
 
 class Teller:
-    """Turns finished steps into `Progress`, and gives it to `publish`."""
+    """Turns finished steps into `Progress`, and gives it to `publish`.
+
+    `before`: of this process in the group as it was, when it has changed in place.
+    """
 
     def __init__(
         self,
@@ -25,6 +28,7 @@ class Teller:
         steps: int,
         tokens_per_step: int,
         clock: Callable[[], float],
+        before: Teller | None = None,
     ) -> None:
         self._publish, self._clock = publish, clock
         self._world, self._resumed_from, self._steps = world, resumed_from, steps
@@ -33,13 +37,25 @@ class Teller:
         self._since_s: float | None = None
         self._told_s = float("-inf")
         self._progress: Progress | None = None
+        self._before = before
+        self._stopped_s: float | None = before._stopped_s if before else None
+        self._last_s: float | None = None
+        self._step_s: float | None = None
 
     def step(
-        self, step: int, loss: float, metrics: Mapping[str, Any], checkpoint_s: float | None
+        self,
+        step: int,
+        loss: float,
+        metrics: Mapping[str, Any],
+        checkpoint_s: float | None,
+        between_s: float | None = None,
     ) -> None:
-        """`step` was done with this mean loss; the last checkpoint blocked for `checkpoint_s`."""
+        """`step` was done with this mean loss; the last checkpoint blocked for `checkpoint_s`, and
+        an interruption is expected every `between_s`.
+        """
         now_s = self._clock()
         self._since_s = now_s if self._since_s is None else self._since_s
+        self._notice_stop(now_s)
         tokens_per_s, eta_s = self._meter.add(t=now_s, step=step, tokens=self._tokens)
         self._progress = Progress(
             t=now_s,
@@ -53,10 +69,21 @@ class Teller:
             tokens_per_s=tokens_per_s if self._tokens else None,
             eta_s=eta_s,
             checkpoint_s=checkpoint_s,
+            between_s=between_s,
+            stopped_s=self._stopped_s,
         )
         is_edge = step in (self._resumed_from + 1, self._steps)
         if is_edge or now_s - self._told_s >= _INTERVAL_S:
             self.tell()
+
+    def _notice_stop(self, now_s: float) -> None:
+        """How long the change before this step took, and how long steps take."""
+        if self._last_s is not None:
+            self._step_s = now_s - self._last_s
+        elif self._before is not None and self._before._last_s is not None:
+            gap_s = now_s - self._before._last_s
+            self._stopped_s = max(0.0, gap_s - (self._before._step_s or 0.0))
+        self._last_s, self._before = now_s, None
 
     def tell(self, state: str = "running") -> None:
         """Publish now, with why the group stops."""

@@ -16,7 +16,7 @@ from rayburst.train.losses import (
     leave,
     surviving,
 )
-from rayburst.train.resizing import GrowthOptions, growth, time_saved_s
+from rayburst.train.resizing import Growth, GrowthOptions, growth
 
 GLOO = (
     "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] "
@@ -116,27 +116,58 @@ def test_losses_in_a_row_are_bounded_and_a_pause_forgives() -> None:
     assert budget.spend(222)
 
 
-def progress(eta_s: object) -> bytes:
-    return json.dumps({"eta_s": eta_s}).encode()
+def progress(eta_s: object, **more: object) -> bytes:
+    return json.dumps({"eta_s": eta_s, **more}).encode()
 
 
 def test_growth_must_pay_for_the_restart() -> None:
     options = GrowthOptions(restart_s=15)
-    assert time_saved_s(100, 2, 4) == 50
-    assert growth(2, 4, progress(100), options)
-    assert not growth(2, 4, progress(20), options)
-    assert not growth(3, 4, progress(60), options)
-    assert growth(3, 4, progress(61), options)
+    assert growth(2, 4, progress(100), options).gain_s == pytest.approx(50 - 15)
+    assert not growth(2, 4, progress(20), options).pays
+    assert not growth(3, 4, progress(60), options).pays
+    assert growth(3, 4, progress(61), options).pays
+
+
+def test_what_a_restart_took_counts_unless_the_user_says_what_it_costs() -> None:
+    left = progress(100)
+    assert growth(2, 4, left, GrowthOptions(), restart_s=49).pays
+    assert not growth(2, 4, left, GrowthOptions(), restart_s=51).pays
+    assert growth(2, 4, left, GrowthOptions(restart_s=1), restart_s=51).stop_s == 1
+
+
+def test_growth_that_will_not_last_does_not_pay() -> None:
+    # two workers are interrupted every 100 s, so four are every 50 s: they save 50 s of work
+    calm, rough = (progress(3600, world=2, between_s=s) for s in (1e6, 100))
+    options = GrowthOptions()
+    assert growth(2, 4, calm, options, restart_s=60).pays
+    refused = growth(2, 4, rough, options, restart_s=60)
+    assert (refused.stay_s, refused.gain_s, refused.pays) == (50, 50 - 60, False)
+    assert "does not pay: 3600 s are left, 4 workers are expected to last 50 s" in str(refused)
+
+
+def test_in_place_a_change_costs_what_the_last_one_did_once_the_new_workers_are_ready() -> None:
+    options = GrowthOptions()
+    first = growth(2, 4, progress(30), options, restart_s=20, in_place_s=2)
+    assert (first.ready_s, first.stop_s, first.gain_s) == (20, 2, pytest.approx(10 / 2 - 2))
+    later = growth(2, 4, progress(30, stopped_s=6), options, restart_s=20, in_place_s=2)
+    assert (later.stop_s, later.pays) == (6, False)
+    assert not growth(2, 4, progress(19), options, restart_s=20, in_place_s=2).pays
+
+
+def test_a_decision_is_read_back_from_the_run_log() -> None:
+    found = growth(2, 4, progress(100), GrowthOptions())
+    record = json.loads(json.dumps({"t": 1.0, "kind": "growth", "rank": -1, **found.to_json()}))
+    assert Growth.from_json(record) == found
 
 
 @pytest.mark.parametrize("unknown", [None, b"{", b"[]", b"{}", progress(None), progress("x")])
 def test_growth_without_known_progress_is_taken(unknown: bytes | None) -> None:
-    assert growth(2, 3, unknown, GrowthOptions())
+    assert growth(2, 3, unknown, GrowthOptions()).pays
 
 
 @pytest.mark.parametrize("possible", [1, 2])
 def test_a_group_is_never_made_smaller_by_growth(possible: int) -> None:
-    assert not growth(2, possible, progress(1e9), GrowthOptions())
+    assert not growth(2, possible, progress(1e9), GrowthOptions()).pays
 
 
 def test_options_refuse_negative_times() -> None:

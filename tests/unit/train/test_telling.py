@@ -4,6 +4,7 @@ import pytest
 
 from rayburst.train.narrator import Narrator
 from rayburst.train.progress import Meter, Progress, duration, line
+from rayburst.train.teller import Teller
 
 
 def at(t: float, step: int, **fields: object) -> Progress:
@@ -90,3 +91,33 @@ def test_a_restart_is_told_with_what_it_cost() -> None:
         "no step for 8 s: the group restarts",
         "training with 2 workers from step 18 after 13 s without a step, 2 steps again",
     ]
+
+
+def test_how_long_a_change_in_place_stopped_the_group_is_told_until_the_next_one() -> None:
+    published: list[Progress] = []
+    clock = [0.0]
+
+    def teller(before: Teller | None) -> Teller:
+        return Teller(
+            lambda body: published.append(Progress.from_json(body)),
+            world=2,
+            resumed_from=0,
+            steps=9,
+            tokens_per_step=0,
+            clock=lambda: clock[0],
+            before=before,
+        )
+
+    def steps(told: Teller, *times: float) -> float | None:
+        for clock[0] in times:
+            told.step(1, 1.0, {}, None, between_s=600.0)
+        told.tell()
+        return published[-1].stopped_s
+
+    first = teller(None)
+    assert steps(first, 1.0, 1.5, 2.0) is None
+    second = teller(first)
+    assert steps(second, 4.0) == 1.5, "two seconds without a step, of which a step takes 0.5"
+    assert steps(second, 4.5) == 1.5
+    assert steps(teller(second), 5.0) == 0.0
+    assert published[-1].between_s == 600.0

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from rayburst.train import _ray_hooks as hooks
-from rayburst.train.resizing import GrowthOptions, growth
+from rayburst.train.resizing import GrowthOptions
 
 if TYPE_CHECKING:
     from rayburst.train.inplace._ray_hooks import InPlaceGroups, InPlaceWorkerGroup
@@ -21,7 +21,7 @@ class InPlacePolicy(hooks.DrainAwarePolicy):
     """Starts joiners, which get ready while the group trains, as soon as that pays.
 
     Nodes that the planner takes back are left at the end of a step. `rebuild_s`: what a change
-    costs.
+    costs until one was measured.
     """
 
     groups: InPlaceGroups  # the controller's
@@ -57,6 +57,5 @@ class InPlacePolicy(hooks.DrainAwarePolicy):
         unusable = self._unusable()
         coming = sum(node not in unusable for node in nodes) + group.joining
         possible = min(coming + self._free_places(unusable), self.scaling_config.max_workers)
-        progress = hooks.kv_get(self._progress_key)
-        if growth(coming, possible, progress, self._options, in_place_s=self._rebuild_s):
+        if self._pays(coming, possible, in_place_s=self._rebuild_s):
             group.grow(possible - coming)
