@@ -2,9 +2,10 @@
 
     torchrun --nproc-per-node 2 benchmarks/train_rank.py MODE PRESET STEPS BATCH OUT
 
-MODE is `ddp` (a plain loop with DistributedDataParallel and a DataLoader), `fast` or `exact`. All
-three train the same model on the same windows of the same text, with the same optimizer. Rank 0
-writes {"steps_per_s", "wait_share"} to OUT. Checkpoints are left out of all of them.
+MODE is `ddp` (a plain loop with DistributedDataParallel and a DataLoader over text in memory),
+`fast` or `exact` (a run that streams the same text from its token cache, as the main job does). All
+three train the same model with the same optimizer. Rank 0 writes {"steps_per_s", "wait_share"} to
+OUT. Checkpoints are left out of all of them.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from rayburst.checkpoint.store import ObjectStore
+from rayburst.train.corpus import keep_text, open_corpus
 from rayburst.train.gpt import GPT, PRESETS
 from rayburst.train.learner import CLIP_NORM, loss_of, make_optimizer
 from rayburst.train.run import RunOptions, start_run
 from rayburst.train.runlog import read_folder
-from rayburst.train.text import Windows, load_text, windows
+from rayburst.train.sources import find_sources
+from rayburst.train.text import load_text, windows
 
 WARM_UP = 10
 
@@ -71,12 +74,12 @@ def plain(model: nn.Module, data: Any, block: int, steps: int, batch: int, lr: f
     return (steps - WARM_UP) / (time.perf_counter() - began_s)
 
 
-def elastic(mode: Any, model: nn.Module, text: Any, block: int, steps: int, batch: int, lr: float,
+def elastic(mode: Any, model: nn.Module, block: int, steps: int, batch: int, lr: float,
             folder: str) -> tuple[float, float]:  # fmt: skip
     run = start_run(RunOptions(mode=mode, checkpoint_every_s=1e9), storage=folder)
     optimizer, schedule = make_optimizer(model, lr=lr, steps=steps)
     wrapped = run.prepare(model, optimizer, schedule, clip_norm=CLIP_NORM)
-    samples = Windows(text.train, block, seed=0)
+    samples = open_corpus(ObjectStore.open(folder), block_size=block, seed=0).samples
     began_s = ended_s = 0.0
     for inputs, targets in run.batches(samples, global_batch=batch, seed=0, steps=steps):
         if run.steps_done == WARM_UP and not began_s:
@@ -98,16 +101,17 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     shape = PRESETS[preset]
-    text = load_text()
     model = GPT(shape)
     wait_share = None
     if mode == "ddp":
-        rate = plain(model, text.train, shape.block_size, int(steps), int(batch), 4e-3)
+        rate = plain(model, load_text().train, shape.block_size, int(steps), int(batch), 4e-3)
     else:
         box = [tempfile.mkdtemp() if dist.get_rank() == 0 else ""]
+        if dist.get_rank() == 0:
+            keep_text(ObjectStore.open(box[0]), find_sources())
         dist.broadcast_object_list(box)
         rate, wait_share = elastic(
-            mode, model, text, shape.block_size, int(steps), int(batch), 4e-3, box[0]
+            mode, model, shape.block_size, int(steps), int(batch), 4e-3, box[0]
         )
     if dist.get_rank() == 0:
         Path(out).write_text(json.dumps({"steps_per_s": rate, "wait_share": wait_share}))

@@ -23,6 +23,7 @@ from ray.train import TrainingFailedError
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import CheckpointError, StoreError
 from rayburst.train import runlog
+from rayburst.train.corpus import keep_text
 from rayburst.train.lm_config import LMConfig
 from rayburst.train.lm_worker import train
 from rayburst.train.ray_list import mend_list
@@ -64,6 +65,7 @@ def run(
     folder = ObjectStore.open(f"{config.storage.rstrip('/')}/{config.run}")
     sources = find_sources(config.data, config.column)
     _announce(config, folder, sum(source.size_bytes for source in sources), say)
+    keep_text(folder, sources)
     connect_to_ray(os.environ)
     trainer = ElasticTrainer(
         train,

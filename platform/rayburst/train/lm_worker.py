@@ -1,7 +1,8 @@
 """What each worker of the main job does: a loop over text, on whatever workers there are.
 
-Every worker loads the text itself and computes its parts of each global batch; the run
-(`rayburst.train.run`) takes care of checkpoints, resuming and leaving.
+Every worker streams the text from the run's folder, where the driver has put it, and computes its
+parts of each global batch; the run (`rayburst.train.run`) takes care of checkpoints, resuming and
+leaving.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import DataError
+from rayburst.train.corpus import Corpus, open_corpus
 from rayburst.train.gpt import GPT, PRESETS
 from rayburst.train.learner import CLIP_NORM, loss_of, make_optimizer, nats
 from rayburst.train.lm_config import LMConfig
 from rayburst.train.order import rank_slice
 from rayburst.train.run import Run, RunOptions, start_run
-from rayburst.train.text import Text, Windows, load_text, order0_bits_per_byte, windows
+from rayburst.train.text import windows
 
 __all__ = ["train"]
 
@@ -48,15 +51,16 @@ def train(config: dict[str, Any]) -> None:
         },
         measure=validation.measure,
     )
-    text = load_text(lm.data, lm.column)
-    check_same_text(text)
+    folder = ObjectStore.open(f"{lm.storage.rstrip('/')}/{lm.run}")
+    corpus = open_corpus(folder, block_size=shape.block_size, seed=lm.seed)
     torch.manual_seed(lm.seed)
     model = GPT(shape)
     optimizer, schedule = make_optimizer(model, lr=lm.lr, steps=lm.steps)
     wrapped = run.prepare(model, optimizer, schedule, clip_norm=CLIP_NORM)
-    validation.begin(run, model, text)
-    samples = Windows(text.train, shape.block_size, seed=lm.seed, fingerprint=text.fingerprint)
-    batches = run.batches(samples, global_batch=lm.global_batch, seed=lm.seed, steps=lm.steps)
+    validation.begin(run, model, corpus)
+    batches = run.batches(
+        corpus.samples, global_batch=lm.global_batch, seed=lm.seed, steps=lm.steps
+    )
     for inputs, targets in batches:
         run.backward(loss_of(wrapped, inputs, targets))
         run.step()
@@ -68,15 +72,15 @@ class _Validation:
     def __init__(self, block_size: int) -> None:
         self._block = block_size
 
-    def begin(self, run: Run, model: nn.Module, text: Text) -> None:
+    def begin(self, run: Run, model: nn.Module, corpus: Corpus) -> None:
         """What to measure. DataError when the held-out text is too short for a window."""
-        if text.validation.size <= self._block:
+        if corpus.validation.size <= self._block:
             raise DataError(
-                f"the held-out text has {text.validation.size} bytes and a window needs "
+                f"the held-out text has {corpus.validation.size} bytes and a window needs "
                 f"{self._block + 1}: give more text or a smaller preset"
             )
-        self._run, self._model, self._data = run, model, text.validation
-        self._order0 = order0_bits_per_byte(text.validation)
+        self._run, self._model, self._data = run, model, corpus.validation
+        self._order0 = corpus.order0_bits_per_byte
 
     def measure(self, is_last: bool) -> Mapping[str, float]:
         """The metrics that a checkpoint carries; on more windows for the last one."""
@@ -94,16 +98,3 @@ class _Validation:
         if self._run.rank == 0:
             self._run.log("validation", bits_per_byte=bits)
         return {"val_bits_per_byte": bits, "order0_bits_per_byte": self._order0}
-
-
-def check_same_text(text: Text) -> None:
-    """DataError when the ranks do not hold the same bytes."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    all_of_them: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(all_of_them, text.fingerprint)
-    if len(set(all_of_them)) > 1:
-        raise DataError(
-            "the workers found different text (machines with other files, or another Python): "
-            "give --data a place that all of them read, for example s3://bucket/corpus"
-        )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["permute", "words"]
+__all__ = ["permute", "shifts", "words"]
 
 Words = npt.NDArray[np.uint64]
 _ROUNDS = 4
@@ -35,6 +35,15 @@ def words(seed: int, epoch: int, count: int) -> Words:
         start = _mix(start + np.array([epoch % 2**64], dtype=np.uint64))
         offsets: Words = np.arange(1, count + 1, dtype=np.uint64)
         return _mix(start + offsets)
+
+
+def shifts(seed: int, epochs: npt.NDArray[np.int64], below: int) -> npt.NDArray[np.int64]:
+    """For each of `epochs` a number from 0 to `below`, that excluded, which (seed, epoch) draws."""
+    drawn = {
+        epoch: int(words(seed, epoch, 1)[0] % np.uint64(below))
+        for epoch in np.unique(epochs).tolist()
+    }
+    return np.array([drawn[epoch] for epoch in epochs.tolist()], dtype=np.int64)
 
 
 def _feistel(values: Words, half: int, keys: Words) -> Words:

@@ -1,14 +1,14 @@
-"""Text as bytes, split once into training and validation, and cut into windows to train on.
+"""Text as bytes, split once into training and validation, and windows of it.
 
     text = load_text(["corpus/"])                      # or load_text() for Python's own sources
-    samples = Windows(text.train, 128, seed=0)
+    inputs, targets = windows(text.train, np.array([0, 512]), 128)
 
 The split goes by document and follows each document's content, so a document and its exact copies
 lie on one side. Documents end with a zero byte. The result is kept on disk and mapped into memory,
-so the workers of one machine share it and a restart does not read the sources again.
+so the processes of one machine share it and a restart does not read the sources again.
 
-The order of the windows is not decided here (`rayburst.train.order`). The module knows no model, no
-process group and no Ray.
+Which windows come when is not decided here (`rayburst.train.token_cache`, `text_windows`). The
+module knows no model, no process group and no Ray.
 """
 
 from __future__ import annotations
@@ -32,10 +32,16 @@ from torch import Tensor
 
 from rayburst.errors import DataError
 from rayburst.train.order import Ints
-from rayburst.train.permutation import words
 from rayburst.train.sources import DEFAULT_COLUMN, Source, documents, find_sources
 
-__all__ = ["Text", "Windows", "load_text", "order0_bits_per_byte", "windows"]
+__all__ = [
+    "Text",
+    "load_text",
+    "order0_bits_per_byte",
+    "sources_key",
+    "text_of",
+    "windows",
+]
 
 Bytes = npt.NDArray[np.uint8]
 VALIDATION_SHARE = 0.05
@@ -63,8 +69,12 @@ def load_text(
     `cache` is the folder that keeps it; by default one of this user's in the temporary folder.
     DataError when there is nothing to read, or too little to split.
     """
-    sources = find_sources(locations, column)
-    folder = (cache or default_cache()) / _key(sources)
+    return text_of(find_sources(locations, column), cache)
+
+
+def text_of(sources: Sequence[Source], cache: Path | None = None) -> Text:
+    """As `load_text`, of sources that were found."""
+    folder = (cache or default_cache()) / sources_key(sources)
     if not (folder / "meta.json").exists():
         _build(sources, folder)
     meta = json.loads((folder / "meta.json").read_text())
@@ -99,47 +109,13 @@ def windows(data: Bytes, starts: Ints, block_size: int) -> tuple[Tensor, Tensor]
     return tokens[:, :-1], tokens[:, 1:]
 
 
-class Windows:
-    """Training samples: windows of `data` that cover it once an epoch, each epoch shifted anew.
-
-    A `rayburst.train.feed.Samples`. A sample is (inputs, targets), LongTensor [block_size] each.
-    """
-
-    def __init__(self, data: Bytes, block_size: int, *, seed: int, fingerprint: str = "") -> None:
-        self._data, self._block, self._seed = data, block_size, seed
-        self.fingerprint = fingerprint
-        self.tokens_per_sample = block_size
-        # Each epoch shifts the windows by up to a block, so that other bytes stand together.
-        self._count = (data.size - block_size) // block_size
-        if self._count < 1:
-            raise DataError(
-                f"the training text has {data.size} bytes and a sample needs {block_size + 1}, "
-                "twice that at least to draw from: give more text or a smaller preset"
-            )
-
-    def __len__(self) -> int:
-        return self._count
-
-    def batch(self, epochs: Ints, indices: Ints) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of these windows: LongTensor [samples, block_size] each."""
-        return windows(self._data, self.starts(epochs, indices), self._block)
-
-    def starts(self, epochs: Ints, indices: Ints) -> Ints:
-        """Where in the data these windows begin."""
-        phases = {
-            epoch: int(words(self._seed, epoch, 1)[0] % np.uint64(self._block))
-            for epoch in np.unique(epochs).tolist()
-        }
-        shift = np.array([phases[epoch] for epoch in epochs.tolist()], dtype=np.int64)
-        return indices * self._block + shift
-
-
 def _map(path: Path) -> Bytes:
     # Opened read-write in copy-on-write mode: torch wants writable memory, the file stays as it is.
     return np.memmap(path, dtype=np.uint8, mode="c")
 
 
-def _key(sources: Sequence[Source]) -> str:
+def sources_key(sources: Sequence[Source]) -> str:
+    """What tells these versions of these files from any others."""
     digest = hashlib.blake2b(f"rayburst text {_FORMAT}".encode(), digest_size=16)
     for source in sources:
         digest.update(source.identity.encode())

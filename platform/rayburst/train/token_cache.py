@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -32,9 +32,9 @@ from torch import Tensor
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import DataError, ObjectNotFoundError
 from rayburst.train.order import Ints
-from rayburst.train.permutation import permute
+from rayburst.train.permutation import permute, shifts
 
-__all__ = ["TokenStream", "bytes_of", "write_tokens"]
+__all__ = ["TokenStream", "bytes_of", "read_about", "write_tokens"]
 
 META = "tokens.json"
 SHARD_TOKENS = 4 * 1024 * 1024
@@ -53,11 +53,13 @@ def write_tokens(
     encode: Callable[[bytes], Tokens] = bytes_of,
     dtype: str = "uint8",
     shard_tokens: int = SHARD_TOKENS,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Encode the documents into `store`, in their order. DataError where there is no token.
 
     `encode` gives a document's tokens, an end mark included; `dtype` ("uint8", "uint16", "uint32")
-    must hold them. Memory for about two shards is enough, however long the text.
+    must hold them. Memory for about two shards is enough, however long the text. `about`: JSON that
+    `read_about` gives back. A cache that is there stays as it is.
     """
     if store.exists(META):
         return
@@ -85,7 +87,17 @@ def write_tokens(
         put(np.concatenate(waiting))
     if not shards:
         raise DataError(f"{store.uri}: the documents hold no token, so there is nothing to cache")
-    store.put(META, json.dumps({"dtype": dtype, "shards": shards}).encode())
+    meta = {"dtype": dtype, "shards": shards, "about": dict(about or {})}
+    store.put(META, json.dumps(meta).encode())
+
+
+def read_about(store: ObjectStore) -> dict[str, Any] | None:
+    """What `write_tokens` was told about the cache in `store`; None where there is no whole one."""
+    try:
+        about: dict[str, Any] = json.loads(store.get(META)).get("about", {})
+    except ObjectNotFoundError:
+        return None
+    return about
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +114,7 @@ class TokenStream:
 
     Args:
         block_size: tokens of a window; its targets are one token later. A window lies in one shard.
+            Each epoch shifts the windows by up to a block, so that other tokens stand together.
         seed: of the order of shards and windows.
         together: shards whose windows are mixed; up to twice as many are in memory.
     """
@@ -118,13 +131,17 @@ class TokenStream:
         self._store, self._block, self._seed, self._together = store, block_size, seed, together
         self._dtype = np.dtype(meta["dtype"]).newbyteorder("<")
         self._shards: list[dict[str, Any]] = meta["shards"]
-        counts = [max(0, (s["tokens"] - 1) // block_size) for s in self._shards]
+        counts = [max(0, s["tokens"] // block_size - 1) for s in self._shards]
         self._counts = np.array(counts, dtype=np.int64)
         self._bases = np.concatenate([[0], np.cumsum(self._counts)])
         if not len(self):
-            raise DataError(f"{store.uri}: no shard holds a window of {block_size + 1} tokens")
+            raise DataError(
+                f"{store.uri}: no shard has the {2 * block_size} tokens that windows of "
+                f"{block_size} are drawn from: give more text or a smaller block_size"
+            )
         self.tokens_per_sample = block_size
-        self.fingerprint = xxhash.xxh3_128_hexdigest(json.dumps(meta, sort_keys=True).encode())
+        held = [meta["dtype"], *((s["tokens"], s["xxh3"]) for s in self._shards)]
+        self.fingerprint = xxhash.xxh3_128_hexdigest(json.dumps(held).encode())
         self._epochs: dict[int, _Epoch] = {}
         self._held: OrderedDict[int, Future[Tokens]] = OrderedDict()
         self._lock = threading.Lock()
@@ -154,9 +171,10 @@ class TokenStream:
         """Inputs and targets of these windows: LongTensor [samples, block_size] each."""
         rows = np.empty((len(indices), self._block + 1), dtype=np.int64)
         owners = np.searchsorted(self._bases, indices, side="right") - 1
+        phases = shifts(self._seed, epochs, self._block)
         for shard in np.unique(owners).tolist():
             chosen = np.flatnonzero(owners == shard)
-            starts = (indices[chosen] - self._bases[shard]) * self._block
+            starts = (indices[chosen] - self._bases[shard]) * self._block + phases[chosen]
             rows[chosen] = self._tokens(shard)[starts[:, None] + np.arange(self._block + 1)]
         whole = torch.from_numpy(rows)
         return whole[:, :-1], whole[:, 1:]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rayburst.errors import DataError
 from rayburst.train.permutation import permute
 from rayburst.train.sources import documents, find_sources
-from rayburst.train.text import Windows, load_text, order0_bits_per_byte, windows
+from rayburst.train.text import load_text, order0_bits_per_byte, windows
 
 
 @pytest.fixture
@@ -144,39 +144,11 @@ def test_epochs_and_seeds_draw_different_orders() -> None:
     assert abs(correlation) < 0.15
 
 
-def test_an_epoch_covers_the_text_once_and_shifts_with_the_epoch() -> None:
-    data = np.arange(1000, dtype=np.int64).astype(np.uint8)
-    samples = Windows(data, 10, seed=3)
-    every = np.arange(len(samples))
-    starts = {e: samples.starts(np.full(len(samples), e), every) for e in (0, 1, 10**9)}
-    for epoch, found in starts.items():
-        assert len(set(found.tolist())) == len(samples)
-        assert len(set((found % 10).tolist())) == 1, f"one phase in epoch {epoch}"
-        assert found.min() >= 0
-        assert found.max() + 11 <= data.size
-    assert not np.array_equal(starts[0], starts[1])
-
-
-def test_a_batch_holds_windows_of_several_epochs() -> None:
-    data = np.frombuffer(np.random.default_rng(0).bytes(500), dtype=np.uint8).copy()
-    samples = Windows(data, 16, seed=1)
-    epochs, indices = np.array([4, 4, 5]), np.array([7, 0, 3])
-    inputs, targets = samples.batch(epochs, indices)
-    assert inputs.shape == targets.shape == (3, 16)
-    for row, start in enumerate(samples.starts(epochs, indices).tolist()):
-        assert bytes(inputs[row].tolist()) == data[start : start + 16].tobytes()
-
-
 def test_targets_are_the_next_byte() -> None:
     data = np.arange(100, dtype=np.uint8)
     inputs, targets = windows(data, np.array([3, 50]), 4)
     assert inputs.tolist() == [[3, 4, 5, 6], [50, 51, 52, 53]]
     assert torch.equal(targets, inputs + 1)
-
-
-def test_too_little_text_for_a_window() -> None:
-    with pytest.raises(DataError, match="has 10 bytes"):
-        Windows(np.zeros(10, dtype=np.uint8), 8, seed=0)
 
 
 def test_a_model_that_guesses_frequencies_reaches_order0() -> None:

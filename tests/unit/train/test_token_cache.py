@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,11 @@ import torch
 
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import DataError
+from rayburst.train.corpus import keep_text, open_corpus
 from rayburst.train.order import Order
 from rayburst.train.run import RunOptions, start_run
+from rayburst.train.sources import Source, find_sources
+from rayburst.train.text import order0_bits_per_byte, text_of
 from rayburst.train.token_cache import TokenStream, write_tokens
 
 TOKENS = np.random.default_rng(0).integers(1, 200, 10_000).astype(np.uint8)
@@ -51,10 +56,19 @@ def test_an_epoch_has_every_window_once_and_each_epoch_another_order(store: Obje
 def test_windows_are_text_and_their_targets_come_one_later(store: ObjectStore) -> None:
     samples = TokenStream(store, 16, seed=1)
     text = b"".join(document + b"\0" for document in DOCUMENTS)
-    inputs, targets = samples.batch(np.zeros(3, dtype=np.int64), np.array([0, 5, 70]))
+    inputs, targets = samples.batch(np.array([0, 0, 4, 5]), np.array([0, 5, 70, 70]))
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
-    for row in inputs:
-        assert bytes(row.tolist()) in text
+    found = [text.index(bytes(row.tolist())) for row in inputs]
+    assert found[1] - found[0] == 5 * 16
+    assert 0 < abs(found[3] - found[2]) < 16, "each epoch shifts the windows by up to a block"
+
+
+def test_the_last_window_of_a_shard_ends_in_it_whatever_the_shift(store: ObjectStore) -> None:
+    samples = TokenStream(store, 16, seed=1)
+    epochs = np.arange(100)
+    inputs, targets = samples.batch(epochs, np.full(100, 1000 // 16 - 2))
+    assert inputs.shape == targets.shape == (100, 16)
+    assert len(set(inputs[:, 0].tolist())) > 3
 
 
 def test_few_shards_are_held_at_a_time(store: ObjectStore) -> None:
@@ -99,3 +113,37 @@ def test_a_damaged_shard_and_a_missing_cache_are_refused(
         write_tokens(empty, iter([b"x"]), encode=lambda _: np.array([70_000]), dtype="uint16")
     with pytest.raises(DataError, match="hold no token"):
         write_tokens(empty, iter(()))
+
+
+def story(folder: Path, count: int) -> list[Source]:
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        (folder / f"{i:03}.txt").write_text(f"document {i} says {i * i}\n" * (1 + i % 7))
+    return find_sources([str(folder)])
+
+
+def test_the_text_of_a_run_is_kept_in_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    sources, folder = story(tmp_path / "a", 100), ObjectStore.open(str(tmp_path / "run"))
+    keep_text(folder, sources)
+    text = text_of(sources)
+    corpus = open_corpus(folder, block_size=16, seed=0)
+    assert np.array_equal(corpus.validation, text.validation)
+    assert corpus.order0_bits_per_byte == order0_bits_per_byte(text.validation)
+    assert folder.get("tokens/tokens-00000.bin") == text.train.tobytes()
+    assert len(corpus.samples) == text.train.size // 16 - 1
+
+    shutil.rmtree(tmp_path / "a")
+    keep_text(folder, sources)  # needs no source again
+    assert open_corpus(folder, block_size=16, seed=0).samples.fingerprint == (
+        corpus.samples.fingerprint
+    )
+    keep_text(folder, story(tmp_path / "b", 100))  # the same text at another place
+    with pytest.raises(DataError, match="began with other text"):
+        keep_text(folder, story(tmp_path / "b", 101))
+    folder.put("tokens/validation.bin", b"x" + folder.get("tokens/validation.bin")[1:])
+    with pytest.raises(DataError, match=r"validation\.bin holds other bytes"):
+        open_corpus(folder, block_size=16, seed=0)
