@@ -21,10 +21,14 @@ class Holder:
     """Packs and manifests by key. One caller at a time."""
 
     def __init__(self, uri: str) -> None:
-        self._store = ObjectStore.open(uri)
+        self._uri, self._store = uri, ObjectStore.open(uri)
         self._objects: dict[str, bytes] = {}
         self._whole: tuple[Manifest, str, bytes] | None = None
         self._coming: tuple[Manifest, str, bytes] | None = None
+
+    def of(self) -> str:
+        """Whose checkpoints it holds."""
+        return self._uri
 
     def take(self, key: str, data: bytes) -> None:
         """Keep a pack for a checkpoint to come."""

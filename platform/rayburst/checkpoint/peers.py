@@ -18,6 +18,7 @@ checkpoint exist: a save is acknowledged when it is committed there.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,7 @@ __all__ = [
     "choose_node",
     "find_peer",
     "peer_step",
+    "place_apart",
     "place_peer",
     "release_peer",
     "with_peer",
@@ -50,20 +52,29 @@ _FLYING = 4  # packs on their way to the peer: 32 MiB
 _PROBE_BYTES = 1024 * 1024
 _TRIES = 5
 _START_S = 60.0
+_FOUND_S = 3.0
+_TIMES_STATE = 3  # see the module
+_MEMORY_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Node:
-    """A living Ray node and its labels."""
+    """A living Ray node and its labels. `takes_work`: it has CPUs that a worker could be given."""
 
     node_id: str
     labels: Mapping[str, str]
+    takes_work: bool = True
+    memory_bytes: float = math.inf
 
 
 def choose_node(nodes: Sequence[Node], own: Node) -> Node | None:
-    """PURE: where the peer goes: another zone, else another pool, else another host; else None."""
+    """PURE: where the peer goes: a node without workers, which no interruption of them takes along;
+    else another zone, else another pool, else another host; else None.
+    """
 
     def distance(node: Node) -> tuple[int, str]:
+        if not node.takes_work:
+            return -1, node.node_id
         for rank, label in enumerate(("rayburst.io/zone", "rayburst.io/pool")):
             mine, theirs = own.labels.get(label), node.labels.get(label)
             if mine is not None and theirs is not None and mine != theirs:
@@ -91,14 +102,44 @@ def place_peer(run: str, uri: str) -> Any:
 
     When its node dies Ray starts it again elsewhere, empty: the next commit fills it.
     """
-    own_id = ray.get_runtime_context().get_node_id()
-    nodes = [
-        Node(node_id=n["NodeID"], labels=n.get("Labels") or {}) for n in ray.nodes() if n["Alive"]
-    ]
-    own = next((n for n in nodes if n.node_id == own_id), Node(node_id=own_id, labels={}))
+    nodes, own = _nodes()
     chosen = choose_node(nodes, own) or own
     if (living := find_peer(run)) is not None:
         return living
+    return _start_at(run, uri, chosen, own)
+
+
+def place_apart(run: str, uri: str, state_bytes: int) -> Any | None:
+    """As `place_peer`, on another node whose memory a state of this size does not fill; else None.
+
+    A holder may take a quarter of its node's memory.
+    """
+    if (living := find_peer(run)) is not None:
+        return living if _answer(living.of, timeout_s=_FOUND_S) == uri else None
+    nodes, own = _nodes()
+    needs = _TIMES_STATE * state_bytes / _MEMORY_SHARE
+    chosen = choose_node([node for node in nodes if node.memory_bytes >= needs], own)
+    return None if chosen is None else _start_at(run, uri, chosen, own)
+
+
+def _nodes() -> tuple[list[Node], Node]:
+    """The living nodes, and this one."""
+    own_id = ray.get_runtime_context().get_node_id()
+    nodes = [
+        Node(
+            node_id=n["NodeID"],
+            labels=n.get("Labels") or {},
+            takes_work=n["Resources"].get("CPU", 0.0) > 0,
+            memory_bytes=n["Resources"].get("memory", math.inf),
+        )
+        for n in ray.nodes()
+        if n["Alive"]
+    ]
+    own = next((n for n in nodes if n.node_id == own_id), Node(node_id=own_id, labels={}))
+    return nodes, own
+
+
+def _start_at(run: str, uri: str, chosen: Node, own: Node) -> Any:
     for _ in range(_TRIES):
         holder = _start(run, uri, chosen)
         if chosen is own or _node_of(holder) == chosen.node_id:
@@ -128,12 +169,15 @@ def _node_of(holder: Any) -> str | None:
         return None
 
 
-def find_peer(run: str) -> Any | None:
-    """The run's holder, or None where it is gone."""
+def find_peer(run: str, uri: str | None = None) -> Any | None:
+    """The run's holder, or None where it is gone, or holds checkpoints of another `uri`."""
     try:
-        return ray.get_actor(_name(run), namespace="rayburst")
+        holder = ray.get_actor(_name(run), namespace="rayburst")
     except ValueError:
         return None
+    if uri is not None and _answer(holder.of, timeout_s=_FOUND_S) != uri:
+        return None
+    return holder
 
 
 def _name(run: str) -> str:

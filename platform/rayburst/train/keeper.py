@@ -22,8 +22,10 @@ from rayburst.checkpoint.gc import collect, plan_gc
 from rayburst.checkpoint.loading import Loaded
 from rayburst.checkpoint.protocol import manifest_key
 from rayburst.checkpoint.retention import Retention
+from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import CheckpointError, StoreError
 from rayburst.train.pace import Pace, checkpoint_pace, mean_between_s
+from rayburst.train.peer import Peer, state_bytes
 from rayburst.train.runlog import RunLog
 from rayburst.train.stays import Stays
 from rayburst.train.surroundings import Surroundings
@@ -50,8 +52,9 @@ class Keeper:
         every_s: float | None,
         keep: int,
         clock: Callable[[], float],
+        peer: Peer | None = None,
     ) -> None:
-        self._where, self._log, self._clock = where, log, clock
+        self._where, self._log, self._clock, self._peer = where, log, clock, peer
         self._every_s, self._retention = every_s, Retention(newest=keep)
         hosts = {where.place.host: where.place.pool}
         self.stays = Stays.begin(None, hosts=hosts, now_s=clock())
@@ -66,7 +69,11 @@ class Keeper:
         self._collecting: threading.Thread | None = None
 
     def _checkpointer(self) -> Checkpointer:
-        return Checkpointer(self._where.folder.child(FOLDER), Options(clock=self._clock))
+        return Checkpointer(self._store(), Options(clock=self._clock))
+
+    def _store(self) -> ObjectStore:
+        store = self._where.folder.child(FOLDER)
+        return store if self._peer is None else self._peer.find(store)
 
     @property
     def pace(self) -> Pace | None:
@@ -112,6 +119,8 @@ class Keeper:
                     raise
                 _logger.warning("the run's checkpoints cannot be read yet: %s", error)
                 continue
+            if not loaded.committed:
+                self._log.write("from-peer", step=loaded.step)
             for words in loaded.refused:
                 _logger.warning("a damaged checkpoint was passed over: %s", words)
                 self._log.write("damaged", taken=loaded.step, error=words)
@@ -134,7 +143,7 @@ class Keeper:
         found: list[bool | StoreError] = [False]
         if self._where.rank == 0:
             try:
-                found[0] = self._checkpoints.latest() is not None
+                found[0] = self._has_any()
             except StoreError as error:
                 found[0] = error
         if self._where.world > 1:
@@ -142,6 +151,10 @@ class Keeper:
         if isinstance(found[0], StoreError):
             raise found[0]
         return found[0]
+
+    def _has_any(self) -> bool:
+        """Whether the store has a checkpoint, or a peer holds one. StoreError."""
+        return self._checkpoints.store.held() is not None or self._checkpoints.latest() is not None
 
     def save(
         self,
@@ -183,6 +196,12 @@ class Keeper:
         metrics: Mapping[str, float],
         began_s: float,
     ) -> None:
+        if self._peer is not None:
+            self._checkpoints.store = self._peer.ready(
+                self._checkpoints.store,
+                places=self._where.rank == 0,
+                needs_bytes=state_bytes(state),
+            )
         self._pending = self._checkpoints.async_save(
             state, step=step, metrics=metrics, when_busy="wait", **about
         )
@@ -190,7 +209,8 @@ class Keeper:
         self._saved_s = self._clock()
         blocked_s = self._saved_s - began_s
         self._blocked.append(blocked_s)
-        self._log.write("checkpoint", step=step, blocked_s=blocked_s)
+        has_peer = self._peer is not None and self._peer.is_found
+        self._log.write("checkpoint", step=step, blocked_s=blocked_s, peer=has_peer)
 
     def poll(self) -> None:
         """Note a save that has ended meanwhile. Cheap, and no other rank is needed."""

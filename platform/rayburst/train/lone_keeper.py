@@ -12,7 +12,7 @@ from typing import Any
 
 from rayburst.checkpoint.checkpointer import Checkpointer, Options, Saved
 from rayburst.errors import CheckpointError, StoreError
-from rayburst.train.keeper import FOLDER, TRIES, Keeper
+from rayburst.train.keeper import TRIES, Keeper
 from rayburst.train.run_options import RunOptions
 from rayburst.train.runlog import RunLog
 from rayburst.train.spread_keeper import SpreadKeeper
@@ -53,10 +53,10 @@ class LoneKeeper(Keeper):
 
     def _checkpointer(self) -> Checkpointer:
         options = Options(clock=self._clock, is_alone=True)
-        return Checkpointer(self._where.folder.child(FOLDER), options)
+        return Checkpointer(self._store(), options)
 
     def _is_there(self) -> bool:
-        return self._checkpoints.latest() is not None
+        return self._has_any()
 
     def _stage(self, state: Mapping[str, Any], step: int, **words: Any) -> None:
         if self._where.rank == 0:
@@ -98,5 +98,6 @@ def keeper_of(
         log,
         every_s=options.checkpoint_every_s,
         keep=options.checkpoints_kept,
+        peer=where.peer if options.peer else None,
         clock=clock,
     )

@@ -24,6 +24,8 @@ class RunOptions:
             in exact mode, where all machines must have the same number.
         checkpoint_every_s: a fixed interval; None takes the one that pays (`rayburst.train.pace`).
         checkpoints_kept: the newest so many stay.
+        peer: under Ray, the newest snapshot is also held in another node's memory, where one has
+            room for it (`rayburst.train.peer`).
         on_nonfinite: a step whose loss or gradient is not finite stops the run, or is left out and
             told, at most ten times in a row.
         leave_margin_s: how long before its deadline a node is left.
@@ -35,6 +37,7 @@ class RunOptions:
     threads: int = 0
     checkpoint_every_s: float | None = None
     checkpoints_kept: int = 3
+    peer: bool = True
     on_nonfinite: OnNonFinite = "stop"
     leave_margin_s: float = 8.0
 

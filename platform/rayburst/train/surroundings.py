@@ -22,6 +22,7 @@ from rayburst.errors import RunLeftError, TrainError
 from rayburst.train import losses
 from rayburst.train.membership import Membership
 from rayburst.train.notices import Agreement, Notice, NoticeWatcher
+from rayburst.train.peer import Peer, RayPeer
 from rayburst.train.place import Place
 from rayburst.train.versions import is_tested_ray
 
@@ -40,6 +41,7 @@ class Surroundings:
     report: Callable[[Mapping[str, Any], Saved | None], None]
     leave: Callable[[str], NoReturn]
     publish: Callable[[bytes], None]
+    peer: Peer | None = None
 
     @property
     def place(self) -> Place:
@@ -105,6 +107,8 @@ def _is_ray_worker() -> bool:
 
 
 def _in_ray(leave_margin_s: float) -> Surroundings:
+    import ray.train
+
     from rayburst.checkpoint.ray_train import checkpoints_uri
 
     return Surroundings(
@@ -113,6 +117,7 @@ def _in_ray(leave_margin_s: float) -> Surroundings:
         report=_report_to_ray,
         leave=losses.leave,
         publish=_publisher(),
+        peer=RayPeer(ray.train.get_context().get_experiment_name()),
     )
 
 

@@ -32,6 +32,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from rayburst.checkpoint.peers import release_peer
 from rayburst.train.inplace.roster import InPlaceOptions
 from rayburst.train.losses import LossOptions, surviving
 from rayburst.train.resizing import GrowthOptions
@@ -126,7 +127,11 @@ class ElasticTrainer:
         Raises `ray.train.TrainingFailedError` when the function raised (its text holds the
         traceback) or when losses follow each other too quickly.
         """
-        return self._trainer(os.environ).fit()
+        try:
+            return self._trainer(os.environ).fit()
+        finally:
+            if ray.is_initialized():
+                release_peer(self._run)
 
     def _trainer(self, environ: MutableMapping[str, str]) -> Any:
         arguments = self._ray_arguments()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from faulty import FaultyProxy
 
 from rayburst.checkpoint.checkpointer import Checkpointer, Options
 from rayburst.checkpoint.gc import collect, plan_gc
@@ -19,7 +20,6 @@ from rayburst.checkpoint.store import ObjectStore, StoreOptions
 from rayburst.errors import CheckpointDamagedError, CheckpointExistsError, StoreError
 
 from .conftest import READER, Server, environment
-from .faulty import FaultyProxy
 
 PATIENT = StoreOptions(  # a stall ends soon, and a busy machine is tried again for long
     connect_timeout_s=5,

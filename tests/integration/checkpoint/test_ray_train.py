@@ -131,3 +131,5 @@ def test_the_peer_goes_far_away() -> None:
     assert choose_node([own, same, other_pool, bare], own) == other_pool
     assert choose_node([own, same], own) == same
     assert choose_node([own], own) is None
+    head = Node(node_id="z", labels={"rayburst.io/zone": "z1"}, takes_work=False)
+    assert choose_node([own, other_zone, head], own) == head

@@ -1,0 +1,80 @@
+"""A run's newest snapshot in another node's memory, on a real Ray cluster and a real S3 server.
+
+.venv/bin/python -m pytest tests/integration/train/test_peer.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faulty import FaultyProxy
+from support import wait_for
+from training_cluster import Job, Nodes, Run
+
+from rayburst.checkpoint.catalog import newest_step
+
+pytestmark = pytest.mark.timeout(400)
+
+# The workers' environment is that of their node, but for what the job says.
+PROXIED = """
+import os, sys, ray
+from rayburst.train.lm import LMConfig, run
+
+names = ("RAY_ADDRESS", "AWS_ENDPOINT_URL")
+ray.init(runtime_env={"env_vars": {name: os.environ[name] for name in names}})
+run(
+    LMConfig(run="held", storage=sys.argv[1], least=1, most=2, steps=100_000, global_batch=8,
+             checkpoint_every_s=1),
+    say=print,
+)
+"""
+
+
+@pytest.fixture
+def proxy(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    made = FaultyProxy(s3_server.env["AWS_ENDPOINT_URL"])
+    yield made
+    made.close()
+
+
+def refuse_commits(method: str, path: str, number: int) -> str | None:
+    return "503" if method == "PUT" and "/checkpoints/manifests/" in path else None
+
+
+def test_a_snapshot_that_the_store_never_got_comes_back_from_a_peer_after_a_power_cut(
+    nodes: Nodes,
+    start: Callable[..., Job],
+    s3_server: Any,
+    proxy: FaultyProxy,
+    tmp_path: Path,
+) -> None:
+    nodes.ensure(2)
+    script = tmp_path / "script.py"
+    script.write_text(PROXIED)
+    storage = f"{s3_server.uri}/{tmp_path.name}"
+    job = start(str(script), storage, **{**s3_server.env, "AWS_ENDPOINT_URL": proxy.endpoint})
+    run = Run(f"{storage}/held", job)
+    victim = run.wait("start", rank=0, world=2)[0]["node"]
+    run.wait("checkpoint", peer=True)
+
+    proxy.plan = refuse_commits
+    # the client tries again: by the second time the peer has long had the whole snapshot
+    wait_for(lambda: proxy.fired["503"] >= 2 or None, what="a commit that fails", timeout_s=60)
+    nodes.kill(victim)
+    held = run.wait("from-peer")[0]
+    committed = newest_step(run.folder.child("checkpoints"))
+    assert committed is not None
+    assert held["step"] > committed, "the store lacks what the peer has given"
+    proxy.plan = lambda method, path, number: None
+    after = run.wait("start", world=1)[0]
+    assert after["step"] == held["step"]
+    # what only the peer had is on the store with the next checkpoint, and in the weights
+    assert (
+        run.wait("committed", at_least=len(run.records("committed")) + 1)[-1]["step"]
+        > after["step"]
+    )
