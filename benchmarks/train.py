@@ -1,11 +1,14 @@
-"""Step throughput of a rayburst run, fast and exact, beside plain DDP under torchrun.
+"""Step throughput of a rayburst run, fast and exact, beside plain DDP under torchrun; and layouts.
 
-    make bench-train
-    .venv/bin/python benchmarks/train.py --rounds 3 --steps 60
+    make bench-train                                  # about fifteen minutes on two idle cores
+    python benchmarks/train.py --only modes --add --rounds 3        # a piece; more rounds are added
+    python benchmarks/train.py --only layouts
 
 Every round runs the three one after the other, in an order that turns; a round's ratio is taken
 within it. Writes benchmarks/out/train.json: `ratios` has the medians `fast_vs_ddp`, `exact_vs_ddp`
-and `data_wait_share` (of fast mode's step time); `runs` has every run.
+and `data_wait_share` (of fast mode's step time), and what benchmarks/train_layouts.py found:
+`layouts` (each against torch's own form), `bf16_activation_memory` and `bubble`. `runs` has every
+run of the modes, train_layouts.json those of the layouts.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from rich.table import Table
 
 MODES = ("ddp", "fast", "exact")
 RANK = Path(__file__).with_name("train_rank.py")
+LAYOUTS = Path(__file__).with_name("train_layouts.py")
 OUT = Path(__file__).parent / "out" / "train.json"
 
 
@@ -74,23 +78,22 @@ def show(runs: list[dict[str, Any]], medians: dict[str, float]) -> None:
     print(f"waiting for data: {medians['data_wait_share']:.2%} of fast mode's step time")
 
 
-def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--world", type=int, default=2)
-    p.add_argument("--steps", type=int, default=150)
-    p.add_argument("--batch", type=int, default=32)
-    p.add_argument("--preset", default="micro")
-    args = p.parse_args()
-    runs = []
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(args.rounds):
-            turn = number % len(MODES)
-            for mode in (*MODES[turn:], *MODES[:turn]):
-                runs.append({"round": number, **measure(mode, args, Path(folder))})
-    medians = ratios(runs)
-    show(runs, medians)
-    OUT.parent.mkdir(exist_ok=True)
+def layout_ratios(path: Path) -> dict[str, Any]:
+    """What the layouts' benchmark has measured so far."""
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    ratios: dict[str, Any] = {}
+    if rows := found.get("throughput"):
+        ratios["layouts"] = {row["layout"]: row["ratio"] for row in rows}
+    if memory := found.get("memory"):
+        ratios["bf16_activation_memory"] = memory["bf16_activation_memory"]
+    if bubble := found.get("bubble"):
+        ratios["bubble"] = {name: bubble[name] for name in ("measured", "theory")}
+    return ratios
+
+
+def write(runs: list[dict[str, Any]], args: argparse.Namespace) -> None:
     report = {
         "command": f"python benchmarks/train.py {' '.join(sys.argv[1:])}".strip(),
         "settings": vars(args),
@@ -101,10 +104,42 @@ def main() -> None:
         "commit": subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RANK.parent
         ).stdout.strip(),
-        "ratios": medians,
+        "ratios": {
+            **(ratios(runs) if runs else {}),
+            **layout_ratios(OUT.with_name("train_layouts.json")),
+        },
         "runs": runs,
     }
     OUT.write_text(json.dumps(report, indent=1))
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    p.add_argument("--only", choices=("modes", "layouts"))
+    p.add_argument("--add", action="store_true", help="keep the rounds that are there")
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--world", type=int, default=2)
+    p.add_argument("--steps", type=int, default=150)
+    p.add_argument("--batch", type=int, default=32)
+    p.add_argument("--preset", default="micro")
+    args = p.parse_args()
+    OUT.parent.mkdir(exist_ok=True)
+    keeps = OUT.exists() and (args.add or args.only == "layouts")
+    runs = json.loads(OUT.read_text())["runs"] if keeps else []
+    if args.only != "layouts":
+        first = 1 + max((run["round"] for run in runs), default=-1)
+        for number in range(first, first + args.rounds):
+            turn = number % len(MODES)
+            with tempfile.TemporaryDirectory() as folder:
+                runs += [
+                    {"round": number, **measure(mode, args, Path(folder))}
+                    for mode in (*MODES[turn:], *MODES[:turn])
+                ]
+            write(runs, args)
+        show(runs, ratios(runs))
+    if args.only != "modes":
+        subprocess.run([sys.executable, str(LAYOUTS)], check=True)
+    write(runs, args)
 
 
 if __name__ == "__main__":

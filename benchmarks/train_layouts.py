@@ -2,6 +2,7 @@
 
     make bench-train_layouts                # about ten minutes on two idle cores
     python benchmarks/train_layouts.py --rounds 3 --steps 2
+    python benchmarks/train_layouts.py --only tensor=2 bubble       # the rest stays as it was
 
 Each row runs a layout of rayburst.train.parallel and torch's own form of it, written as a torchrun
 script would be, in the same two processes, turn by turn. Prints one table and writes
@@ -166,6 +167,9 @@ PAIRS: dict[str, tuple[Callable[[], Step], Callable[[], Step]]] = {
 }
 
 
+PARTS = (*PAIRS, "bubble", "memory")
+
+
 def timed(step: Step, steps: int) -> float:
     """Seconds a step."""
     dist.barrier()
@@ -176,9 +180,10 @@ def timed(step: Step, steps: int) -> float:
     return (time.perf_counter() - began) / steps
 
 
-def throughput(rounds: int, steps: int) -> list[dict[str, Any]]:
+def throughput(names: list[str], rounds: int, steps: int) -> list[dict[str, Any]]:
     rows = []
-    for name, (make_ours, make_plain) in PAIRS.items():
+    for name in names:
+        make_ours, make_plain = PAIRS[name]
         both = {"rayburst": make_ours(), "plain": make_plain()}
         for step in both.values():
             timed(step, 2)
@@ -237,11 +242,12 @@ def kept() -> dict[str, Any]:
 def rank_main(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    found = {
-        "memory": kept(),
-        "throughput": throughput(args.rounds, args.steps),
-        "bubble": bubble(max(3, args.rounds // 2), args.steps),
-    }
+    pairs = [name for name in PAIRS if name in args.only]
+    found: dict[str, Any] = {"throughput": throughput(pairs, args.rounds, args.steps)}
+    if "memory" in args.only:
+        found["memory"] = kept()
+    if "bubble" in args.only:
+        found["bubble"] = bubble(max(3, args.rounds // 2), args.steps)
     if dist.get_rank() == 0:
         args.out.write_text(json.dumps(found))
     dist.barrier()
@@ -277,9 +283,12 @@ def show(found: dict[str, Any]) -> None:
     for row in found["throughput"]:
         mine, plain = (1000 * median(row["seconds_a_step"][w]) for w in ("rayburst", "plain"))
         print(f"{row['layout']:<12}{mine:>12.1f}{plain:>10.1f}{row['ratio']:>8.3f}")
-    print("\nparts   bubble measured   theory")
-    for m, share in found["bubble"]["measured"].items():
-        print(f"{m:>5}{share:>18.3f}{found['bubble']['theory'][m]:>9.3f}")
+    if "bubble" in found:
+        print("\nparts   bubble measured   theory")
+        for m, share in found["bubble"]["measured"].items():
+            print(f"{m:>5}{share:>18.3f}{found['bubble']['theory'][m]:>9.3f}")
+    if "memory" not in found:
+        return
     print("\nkept for the backward pass, MiB")
     for name, size in found["memory"]["bytes"].items():
         print(f"{name:<16}{size / 2**20:>8.1f}")
@@ -291,12 +300,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.out.parent.mkdir(exist_ok=True)
     if args.rank:
         rank_main(args)
+    before = json.loads(args.out.read_text()) if args.out.exists() else {}
     found = on_two(args)
+    if set(args.only) != set(PARTS):
+        rows = {row["layout"]: row for row in before.get("throughput", ())}
+        rows |= {row["layout"]: row for row in found["throughput"]}
+        found["throughput"] = [rows[name] for name in PAIRS if name in rows]
+        found = {name: before[name] for name in ("bubble", "memory") if name in before} | found
     report = {
         "command": " ".join(["python", "benchmarks/train_layouts.py", *sys.argv[1:]]),
         "seed": SEED,
