@@ -228,6 +228,7 @@ def main() -> None:
     parser.add_argument("--machine", default="quiet", help="what else ran: kept with each run")
     chosen = parser.parse_args()
     os.environ["RAY_AUTH_MODE"] = "disabled"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # so that the cluster ends too
     runs = json.loads(OUT.read_text())["runs"] if chosen.add and OUT.exists() else []
     done = {(r["system"], r["event"], r["seed"]) for r in runs}
     todo = itertools.product(range(chosen.seeds), chosen.events, chosen.systems)
@@ -235,12 +236,14 @@ def main() -> None:
     for seed, event, system in todo:
         if (system, event, seed) in done or time.monotonic() > end_s:
             continue
+        began_s = time.monotonic()
         run = {**once(system, event, seed), "machine": chosen.machine}
+        run["wall_s"] = time.monotonic() - began_s
         runs.append(run)
         write(runs, sys.argv[1:])
         print(
             f"{system:9} {event:7} seed {seed}: gap {run['gap_s']:6.2f} s, "
-            f"{run['steps_lost']} steps lost",
+            f"{run['steps_lost']} steps lost; took {run['wall_s']:.0f} s",
             flush=True,
         )
     for event in EVENTS:
