@@ -79,14 +79,12 @@ class RunStory:
         return pandas.DataFrame(rows, columns=list(columns))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it: nodes, interruptions, goodput and dollars."""
+        """As JSON takes it: nodes, interruptions, the run's report and dollars."""
         return {
             "run": self.name,
             "lives": [asdict(life) for life in self.lives],
             "interruptions": [asdict(one) for one in self.interruptions],
-            "goodput": self.summary.goodput.to_json(),
-            "checkpoints": self.summary.checkpoints,
-            "loss": self.summary.loss,
+            **self.summary.to_json(),
             "usd": self.usd,
             "usd_by_purpose": dict(self.usd_by_purpose),
             "alternatives": dict(self.alternatives),

@@ -77,7 +77,7 @@ def run(
     )
     with Telling(config.run, say):
         trainer.fit()
-    return _result(config, folder)
+    return _result(config, folder, say)
 
 
 def _announce(
@@ -97,7 +97,7 @@ def _announce(
     say(f"resumes from {where}" if found else f"checkpoints go to {folder.uri}")
 
 
-def _result(config: LMConfig, folder: ObjectStore) -> dict[str, Any]:
+def _result(config: LMConfig, folder: ObjectStore, say: Callable[[str], None]) -> dict[str, Any]:
     newest = newest_manifest(folder)
     if newest is None:
         raise CheckpointError(f"training ended, but {folder.uri} holds no whole checkpoint")
@@ -107,6 +107,8 @@ def _result(config: LMConfig, folder: ObjectStore) -> dict[str, Any]:
         logging.getLogger(__name__).warning("the run log cannot be read: %s", error)
         records = []
     report = run_report(records)
+    for line in str(report).splitlines():
+        say(line)
     metrics = newest.about.get("metrics") or {}
     return {
         "steps": newest.step,

@@ -85,6 +85,9 @@ def test_a_story_is_a_frame_a_file_and_json(told, tmp_path):
     assert told.save(tmp_path / "run.html").read_text().startswith("<!DOCTYPE html>")
     as_json = told.to_dict()
     assert as_json["goodput"]["steps_redone"] == 17
+    seconds = as_json["goodput"]["seconds"]
+    assert sum(seconds.values()) == pytest.approx(as_json["goodput"]["total_s"])
+    assert f"waited for data for {as_json['data_wait_share']:.2%}" in told.html()
     assert as_json["usd"] == told.usd
     assert round(told.usd * NANO) > 0
 
