@@ -82,6 +82,9 @@ def test_a_run_grows_and_outlives_a_notice_and_a_power_cut(
     grown = run.wait("start", rank=0, world=3)[0]
     left = last(run.records("leave"), rank=0)
     assert grown["step"] == left["step"], "growth repeats no step"
+    decided = run.records("growth", size=2, possible=3)[0]
+    assert decided["pays"]
+    assert decided["stay_s"] < 3600 * 4, "three workers are interrupted more often than one"
     run.wait("step", rank=0, world=3, at_least=3)
 
     # notice: the group leaves before the deadline and restarts without that node
@@ -108,6 +111,11 @@ def test_a_run_grows_and_outlives_a_notice_and_a_power_cut(
     result = job.result()
     assert result["steps"] == STEPS
     assert result["world_sizes"] == [2, 3, 2, 1]
+    report = result["report"]
+    assert report["growths"][0]["possible"] == 3
+    goodput = report["goodput"]
+    assert sum(goodput["seconds"].values()) == pytest.approx(goodput["total_s"])
+    assert report["data_wait_share"] < 0.1, "the stream keeps up even where two cores do all"
     assert result["val_bits_per_byte"] < result["order0_bits_per_byte"] - 0.8
     steps = {r["step"] for r in run.records("step")}
     assert steps == set(range(1, STEPS + 1))
