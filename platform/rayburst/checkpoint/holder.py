@@ -6,7 +6,8 @@ checkpoint and two saves on their way.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
 from rayburst.checkpoint.manifest import Manifest
 from rayburst.checkpoint.protocol import save_of
@@ -18,9 +19,12 @@ _SAVES_UNDER_WAY = 2
 
 
 class Holder:
-    """Packs and manifests by key. One caller at a time."""
+    """Packs and manifests by key. One caller at a time. `asked_s`: when it was used last, by
+    `monotonic`.
+    """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic, self.asked_s = monotonic, monotonic()
         self._uri, self._store = uri, ObjectStore.open(uri)
         self._objects: dict[str, bytes] = {}
         self._whole: tuple[Manifest, str, bytes] | None = None
@@ -32,6 +36,7 @@ class Holder:
 
     def take(self, key: str, data: bytes) -> None:
         """Keep a pack for a checkpoint to come."""
+        self.asked_s = self._monotonic()
         self._objects[key] = bytes(data)
         self._settle()
 
@@ -50,6 +55,7 @@ class Holder:
 
         The newest commit counts, whatever its step: a run that was set back goes on from there.
         """
+        self.asked_s = self._monotonic()
         manifest = Manifest.decode(key, data)
         self._coming = (manifest, key, bytes(data))
         self._fetch(manifest.packs())
@@ -82,6 +88,7 @@ class Holder:
 
     def whole(self) -> tuple[str, bytes] | None:
         """Key and bytes of the manifest whose packs are all here."""
+        self.asked_s = self._monotonic()
         return None if self._whole is None else self._whole[1:]
 
     def holds(self) -> tuple[int | None, int]:

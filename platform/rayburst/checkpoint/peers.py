@@ -47,6 +47,7 @@ __all__ = [
     "with_peer",
 ]
 
+IDLE_S = 3600.0
 _log = logging.getLogger(__name__)
 _FLYING = 4  # packs on their way to the peer: 32 MiB
 _PROBE_BYTES = 1024 * 1024
@@ -97,16 +98,17 @@ def release_peer(run: str) -> None:
         ray.kill(peer)
 
 
-def place_peer(run: str, uri: str) -> Any:
+def place_peer(run: str, uri: str, *, idle_s: float = IDLE_S) -> Any:
     """Start the run's holder, or find the one that lives. It outlives the trainer's workers.
 
-    When its node dies Ray starts it again elsewhere, empty: the next commit fills it.
+    When its node dies Ray starts it again elsewhere, empty: the next commit fills it. It ends by
+    itself when nobody has saved or loaded for `idle_s`, as after a driver that was killed.
     """
     nodes, own = _nodes()
     chosen = choose_node(nodes, own) or own
     if (living := find_peer(run)) is not None:
         return living
-    return _start_at(run, uri, chosen, own)
+    return _start_at(run, uri, chosen, own, idle_s)
 
 
 def place_apart(run: str, uri: str, state_bytes: int) -> Any | None:
@@ -119,7 +121,7 @@ def place_apart(run: str, uri: str, state_bytes: int) -> Any | None:
     nodes, own = _nodes()
     needs = _TIMES_STATE * state_bytes / _MEMORY_SHARE
     chosen = choose_node([node for node in nodes if node.memory_bytes >= needs], own)
-    return None if chosen is None else _start_at(run, uri, chosen, own)
+    return None if chosen is None else _start_at(run, uri, chosen, own, IDLE_S)
 
 
 def _nodes() -> tuple[list[Node], Node]:
@@ -139,25 +141,40 @@ def _nodes() -> tuple[list[Node], Node]:
     return nodes, own
 
 
-def _start_at(run: str, uri: str, chosen: Node, own: Node) -> Any:
+def _start_at(run: str, uri: str, chosen: Node, own: Node, idle_s: float) -> Any:
     for _ in range(_TRIES):
-        holder = _start(run, uri, chosen)
+        holder = _start(run, uri, chosen, idle_s)
         if chosen is own or _node_of(holder) == chosen.node_id:
             return holder
         ray.kill(holder)  # Ray passed over the wish, which it may where no resource is asked for
-    return _start(run, uri, chosen)
+    return _start(run, uri, chosen, idle_s)
 
 
-def _start(run: str, uri: str, node: Node) -> Any:
+class _Kept(Holder):
+    """A holder that ends when it is of no use any more."""
+
+    def __init__(self, uri: str, idle_s: float) -> None:
+        super().__init__(uri)
+        self._idle_s = idle_s
+        self._own = ray.get_runtime_context().current_actor
+        threading.Thread(target=self._watch, name="idle", daemon=True).start()
+
+    def _watch(self) -> None:
+        while (left_s := self.asked_s + self._idle_s - self._monotonic()) > 0:
+            time.sleep(left_s)
+        ray.kill(self._own)  # for good, as an exit would only start it again
+
+
+def _start(run: str, uri: str, node: Node, idle_s: float) -> Any:
     """A soft wish for the node: when it dies the holder must be able to live elsewhere."""
-    actor = ray.remote(num_cpus=0, max_restarts=-1)(Holder)
+    actor = ray.remote(num_cpus=0, max_restarts=-1)(_Kept)
     return actor.options(
         name=_name(run),
         namespace="rayburst",
         get_if_exists=True,
         lifetime="detached",
         scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=True),
-    ).remote(uri)
+    ).remote(uri, idle_s)
 
 
 def _node_of(holder: Any) -> str | None:

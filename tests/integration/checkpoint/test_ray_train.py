@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import psutil
 import pytest
 import ray
 import torch
+from support import wait_for
 
 from rayburst.checkpoint.checkpointer import Checkpointer
 from rayburst.checkpoint.peers import (
@@ -118,6 +120,14 @@ def test_a_peer_in_another_zone_holds_the_newest_snapshot(cluster: Any, tmp_path
         assert store.reads_from_peer is False
     release_peer(run)
     assert find_peer(run) is None
+
+
+def test_a_peer_that_nobody_uses_any_more_ends(cluster: Any, tmp_path: Path) -> None:
+    run = tmp_path.name
+    peer = place_peer(run, str(tmp_path), idle_s=1.0)
+    process = ray.get(peer.__ray_call__.remote(lambda _: os.getpid()))
+    wait_for(lambda: find_peer(run) is None or None, what="the holder ends by itself")
+    wait_for(lambda: not psutil.pid_exists(process) or None, what="its process ends")
 
 
 def test_the_peer_goes_far_away() -> None:
