@@ -313,6 +313,7 @@ class Run:
             steps=course.steps,
             tokens_per_step=course.tokens_per_step,
             clock=self._clock,
+            before=self._teller,
         )
 
     def _meet(self, course: Course) -> bool:
@@ -321,7 +322,8 @@ class Run:
         self._engine = None
         change = self._entry(course).meet(then=self._build_engine)
         if change.place is None:
-            self._log.write("depart", step=self._at.step, reason=change.reason)
+            host = self._where.place.host
+            self._log.write("depart", step=self._at.step, host=host, reason=change.reason)
             self._close()
             return False
         self._say_where(course, kind, generation=change.generation, reason=change.reason)
@@ -412,7 +414,8 @@ class Run:
             return
         self._keeper.poll()
         if self._teller is not None:
-            self._teller.step(at.step, turn.loss, self._standing.metrics, self._keeper.blocked_s)
+            keeper, metrics = self._keeper, self._standing.metrics
+            self._teller.step(at.step, turn.loss, metrics, keeper.blocked_s, keeper.between_s)
         verdict = turn.verdict
         if verdict is None or not course.goes_on(at) or self._is_stopping:
             return
