@@ -37,6 +37,7 @@ class Fitting:
                 domain = "" if span_any else stock.view.domain
                 self.domains.setdefault(domain, []).append((stock, count))
         self._order: dict[frozenset[Market], tuple[int, Sequence[str]]] = {}
+        self._usable: dict[tuple[str, frozenset[Market]], Sequence[tuple[PoolStock, int]]] = {}
         self._alike: dict[str, Sequence[tuple[PoolStock, int]]] = {}
         self._by_price: dict[Market, Mapping[str, float]] = {}
 
@@ -57,6 +58,14 @@ class Fitting:
             if usable:
                 market, recent, unknown, _, name = usable[0].rank
                 yield (market, recent, unknown, crowd.counted(usable[0]), name), domain
+
+    def usable(self, domain: str, markets: frozenset[Market]) -> Sequence[tuple[PoolStock, int]]:
+        """The pools of a domain in these markets, best first."""
+        key = (domain, markets)
+        if key not in self._usable:
+            found = [one for one in self.domains[domain] if one[0].view.market in markets]
+            self._usable[key] = found
+        return self._usable[key]
 
     def alike(self, domain: str) -> Sequence[tuple[PoolStock, int]]:
         """The spot pools of a domain over which a gang may be spread: they rank like the best one,

@@ -97,6 +97,10 @@ def _give(stake: Stake, supply: Supply, shares: Shares, purse: Purse) -> None:
     """What it holds of its wish and what it must have on top: all of that, or nothing new."""
     site, wish = stake.site, stake.wish
     holds = {pool: len(hosts) for pool, hosts in site.holds.items()}
+    if wish.pools == holds:
+        stake.pools = holds
+        shares.add(stake.job.terms.tenant, site.ask.resources, stake.workers)
+        return
     kept = {p: min(n, holds[p]) for p, n in wish.pools.items() if p in holds}
     needs = dict(wish.pools)
     if not _must_be_whole(stake.job) and wish.domain is not None:

@@ -63,13 +63,17 @@ def wish_for(site: Site, policy: DeadlinePolicy, *, left_usd: float | None) -> W
         wish = _by_deadline(site, size, policy, left_usd)
     if not wish.workers and not wish.short_usd and (resting := site.resting()):
         wish = wish.because(f"{wish.why}; {resting}")
-    spot = [p for p in wish.pools if site.supply.pools[p].view.market is Market.SPOT]
-    if len(spot) > 1:
-        wish = wish.because(f"{wish.why}, over {len(spot)} spot pools")
+    if len(wish.pools) > 1:
+        wish = _telling_its_pools(site, wish)
     late_s = max(wish.late_s, -spare_s(site, wish.workers or size), 0.0)
     if (wish.size, wish.late_s) == (size, late_s):
         return wish
     return replace(wish, size=size, late_s=late_s)
+
+
+def _telling_its_pools(site: Site, wish: Wish) -> Wish:
+    spot = [p for p in wish.pools if site.supply.pools[p].view.market is Market.SPOT]
+    return wish.because(f"{wish.why}, over {len(spot)} spot pools") if len(spot) > 1 else wish
 
 
 def _size(site: Site) -> int:

@@ -6,7 +6,6 @@ only has to agree with it on what fits where.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -143,9 +142,10 @@ def new_bin(pool: str, resources: Mapping[str, float], labels: Mapping[str, str]
 
 
 class Shelf:
-    """Bins in classes of equal ones: first fit over classes, so that thousands cost little.
+    """Bins in classes of equal ones, each with its number: first fit over classes, so that
+    thousands cost little.
 
-    `put` a bin, or `add` a node (its bin is made when something is put into it), then `place`.
+    `put` bins, or `add` a node, then `place`.
     """
 
     def __init__(self) -> None:
@@ -153,17 +153,16 @@ class Shelf:
         self._tried: dict[object, int] = {}
         self._order: list[_Class] = []
 
-    def put(self, bin_: Bin) -> None:
-        """Place a bin on the shelf, behind what is there."""
+    def put(self, bin_: Bin, count: int = 1) -> None:
+        """Place equal bins on the shelf, behind what is there."""
         key = (tuple(sorted(bin_.labels.items())), bin_.state)
-        found = self._class(key, bin_)
-        if not found.bins:  # whoever passed it by while it was empty looks again
+        found = self._classes.get(key) or self._new(key, bin_)
+        if not found.count:  # whoever passed it by while it was empty looks again
             self._tried = {k: min(tried, found.index) for k, tried in self._tried.items()}
-        found.bins.append(bin_)
+        found.count += count
 
     def add(
         self,
-        name: str,
         pool: str,
         total: Mapping[str, float],
         available: Mapping[str, float],
@@ -171,10 +170,8 @@ class Shelf:
     ) -> None:
         """Place a node of a pool on the shelf; nodes of one pool have the same labels."""
         key = (pool, frozenset(total.items()), frozenset(available.items()))
-        found = self._classes.get(key)
-        if found is None:
-            found = self._class(key, Bin.of(name, total, available, labels))
-        found.names.append(name)
+        found = self._classes.get(key) or self._new(key, Bin.of(pool, total, available, labels))
+        found.count += 1
 
     def place(self, request: Request, count: int) -> int:
         """Put `count` equal requests into the first bins that fit; returns how many found one."""
@@ -182,32 +179,30 @@ class Shelf:
         index = self._tried.get(key, 0)
         while placed < count and index < len(self._order):
             found = self._order[index]
-            if not (found.names or found.bins) or not found.sample.fits(request):
+            if not found.count or not found.sample.fits(request):
                 index += 1
                 continue
-            bin_ = found.pop()
-            placed += bin_.take_some(request, count - placed)
+            filled = found.sample.copy(found.sample.name)
+            each = filled.take_some(request, count - placed)
+            bins = min((count - placed) // each, found.count)
+            placed += bins * each
+            found.count -= bins
             self._tried[key] = index
-            self.put(bin_)
+            self.put(filled, bins)
             index = self._tried[key]
         self._tried[key] = index
         return placed
 
-    def _class(self, key: object, sample: Bin) -> _Class:
-        if key not in self._classes:
-            self._classes[key] = found = _Class(sample=sample.copy(""), index=len(self._order))
-            self._order.append(found)
-        return self._classes[key]
+    def _new(self, key: object, sample: Bin) -> _Class:
+        found = self._classes[key] = _Class(sample=sample, index=len(self._order))
+        self._order.append(found)
+        return found
 
 
 @dataclass(kw_only=True, slots=True)
 class _Class:
-    """Equal bins: some there, some only as names of nodes."""
+    """So many equal bins; the sample is never filled itself."""
 
     sample: Bin
     index: int
-    bins: deque[Bin] = field(default_factory=deque)
-    names: deque[str] = field(default_factory=deque)
-
-    def pop(self) -> Bin:
-        return self.bins.popleft() if self.bins else self.sample.copy(self.names.popleft())
+    count: int = 0

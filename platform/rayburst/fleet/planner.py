@@ -110,7 +110,7 @@ def without_planned(
 
 
 def _shape(resources: Mapping[str, float]) -> object:
-    return frozenset((name, amount) for name, amount in resources.items() if amount > 0)
+    return frozenset([one for one in resources.items() if one[1] > 0])
 
 
 def _place_all(supply: Supply, requests: Sequence[Request], claimed: set[str]) -> list[Request]:
@@ -122,8 +122,9 @@ def _place_all(supply: Supply, requests: Sequence[Request], claimed: set[str]) -
         if node.state is not NodeState.DRAINING and node.host not in claimed:
             _shelve(shelf, supply, node)
     for stock in supply.pools.values():
-        for _ in range(stock.promised):
-            shelf.put(new_bin(stock.view.name, stock.view.resources, stock.view.labels))
+        if stock.promised:
+            empty = new_bin(stock.view.name, stock.view.resources, stock.view.labels)
+            shelf.put(empty, stock.promised)
     unplaced = []
     for request, count in _equal(requests):
         left = count - shelf.place(request, count)
@@ -147,7 +148,7 @@ def _equal(requests: Sequence[Request]) -> list[tuple[Request, int]]:
 def _shelve(shelf: Shelf, supply: Supply, node: NodeView) -> None:
     stock = supply.pools.get(node.pool)
     labels = stock.view.labels if stock else {}
-    shelf.add(node.host, node.pool, node.total, node.available, labels)
+    shelf.add(node.pool, node.total, node.available, labels)
 
 
 def _launch_for(request: Request, count: int, supply: Supply, shelf: Shelf) -> int:

@@ -140,8 +140,7 @@ class Site:
         return wish
 
     def _fill(self, domain: str, workers: int, markets: frozenset[Market]) -> Wish:
-        usable = [one for one in self.domains[domain] if one[0].view.market in markets]
-        alike = self.fitting.alike(domain) if Market.SPOT in markets else ()
+        usable, alike = self.fitting.usable(domain, markets), self.fitting.alike(domain)
         pools: dict[str, int] = {}
         got = 0
         if has := self._has():
@@ -157,7 +156,8 @@ class Site:
                 laid_out = self._split(alike, pools, workers - got, got)
                 got += sum([n - pools.get(pool, 0) for pool, n in laid_out.items()]) * fit
                 pools.update(laid_out)
-                continue
+                if got >= workers:
+                    break
             before = pools.get(stock.view.name, 0)
             most = self.supply.could(stock, self.job.id)
             if most > before:
@@ -169,21 +169,19 @@ class Site:
     def _split(
         self, alike: Sequence[tuple[PoolStock, int]], pools: Mapping[str, int], more: int, got: int
     ) -> dict[str, int]:
-        """Hosts of spot pools that rank alike, for so many more workers."""
+        """Hosts of spot pools that rank alike, for so many more workers; {} without the room."""
         fit = alike[0][1]
-        has = {stock.view.name: pools.get(stock.view.name, 0) for stock, _ in alike}
-        held = sum(has.values())
+        held = sum([pools.get(stock.view.name, 0) for stock, _ in alike])
+        most = [self.supply.could(stock, self.job.id) for stock, _ in alike]
+        hosts = held + math.ceil(more / fit)
+        if sum(most) < hosts:
+            return {}
         offers = [
-            Offer(
-                stock=stock,
-                has=has[stock.view.name],
-                most=self.supply.could(stock, self.job.id),
-            )
-            for stock, _ in alike
+            Offer(stock=stock, has=pools.get(stock.view.name, 0), most=room)
+            for (stock, _), room in zip(alike, most, strict=True)
         ]
         rest = max(self.least - (got - held * fit), 0)  # of the least, beside its other hosts
-        hosts, least = held + math.ceil(more / fit), math.ceil(rest / fit)
-        return split(offers, hosts, least=least, change_s=changeover_s(self.ask))
+        return split(offers, hosts, least=math.ceil(rest / fit), change_s=changeover_s(self.ask))
 
     def best(self, workers: int, markets: frozenset[Market]) -> Wish:
         """Where it lives, if there is room; else the domain that holds most, the cheapest first.

@@ -32,7 +32,7 @@ class Offer:
 
 
 def split(offers: Sequence[Offer], hosts: int, *, least: int, change_s: float) -> dict[str, int]:
-    """Hosts by pool, with those that it has; fewer than `hosts` in all where there is no room.
+    """Hosts by pool, with those that it has; {} where there is no room for `hosts` in all.
 
     Args:
         offers: by rank, spot pools that differ in price and risk only.
@@ -53,7 +53,7 @@ def split(offers: Sequence[Offer], hosts: int, *, least: int, change_s: float) -
 
 
 def _in_order(offers: Sequence[Offer], hosts: int) -> dict[str, int]:
-    """As many of the first as there are, then of the next."""
+    """As many of the first as there are, then of the next: a rest that cannot run needs all."""
     found = {offer.stock.view.name: offer.has for offer in offers if offer.has}
     for offer in offers:
         more = min(offer.most - offer.has, hosts - sum(found.values()))

@@ -40,6 +40,8 @@ FEW = 4
 WITHIN_S = 3600.0
 """The time ahead in which hosts are taken or not."""
 
+_ERA_SHARE = 0.02  # of the hosts
+
 LOOK_AT = 8
 """Pools that the choice of one more host compares, the cheapest first."""
 
@@ -67,11 +69,9 @@ class Crowd:
         self._zones: defaultdict[str, float] = defaultdict(float)
         self._kinds: defaultdict[str, float] = defaultdict(float)
         self._hosts = 0
-
-    @property
-    def era(self) -> int:
+        self._since = 0
+        self.era = 0
         """Another number after some hosts more: until then an order of pools may be kept."""
-        return self._hosts // FEW
 
     def add(self, pool: str, count: int) -> None:
         """So many hosts more of a pool; of other markets than spot they do not count."""
@@ -81,6 +81,9 @@ class Crowd:
         self._zones[zone] += weight * count
         self._kinds[machines] += weight * count
         self._hosts += count
+        self._since += abs(count)
+        if self._since >= max(FEW, self._hosts * _ERA_SHARE):
+            self.era, self._since = self.era + 1, 0
 
     def dearer(self, pool: str) -> float:
         """By what share one more host of a pool counts dearer than its price."""

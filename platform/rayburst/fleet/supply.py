@@ -48,17 +48,18 @@ class Supply:
         self._usd_per_hour = 0.0
         self._shortest_usd = 0.0
         for node in view.nodes:
+            host = node.host
             stock = self.pools.get(node.pool)
             if stock is None:
                 continue
             stock.nodes.append(node)
-            self.node[node.host] = node
+            self.node[host] = node
             if node.state is NodeState.DRAINING:
                 stock.draining.append(node)
-            elif node.host in occupied:
-                stock.leaving.append(node.host)
+            elif host in occupied:
+                stock.leaving.append(host)
             elif unused(node):
-                stock.free.append(node.host)
+                stock.free.append(host)
         for stock in self.pools.values():
             stock.free.reverse()  # taken from the end: those that were asked for first
             self._usd_per_hour += stock.price * (len(stock.nodes) + stock.promised)
@@ -81,22 +82,28 @@ class Supply:
 
     def fitting(self, resources: Mapping[str, float], span_any: bool) -> Fitting:
         """Where workers that take `resources` fit; equal resources get the same object."""
-        key = (tuple(sorted(resources.items())), span_any)
-        found = self._fitting.get(key)
+        asked = (span_any, *resources.items())
+        found = self._fitting.get(asked)
         if found is None:
-            found = self._fitting[key] = Fitting(self.order, resources, span_any=span_any)
+            key = (span_any, *sorted(resources.items()))
+            found = self._fitting.get(key) or Fitting(self.order, resources, span_any=span_any)
+            self._fitting[asked] = self._fitting[key] = found
         return found
 
     def hold(self, job: str, hosts: Collection[str]) -> None:
         """Say that a job has these hosts; those that are gone or drain are left out."""
-        node_of, holder = self.node, self._holder
+        node_of, holder, draining = self.node, self._holder, NodeState.DRAINING
         pools = self.held.get(job, {})
+        pool, mine = "", []
         for host in hosts:
             node = node_of.get(host)
-            if node is None or node.state is NodeState.DRAINING or host in holder:
+            if node is None or node.state is draining or host in holder:
                 continue
             holder[host] = job
-            pools.setdefault(node.pool, []).append(host)
+            if node.pool != pool:  # most have all their hosts in one
+                pool = node.pool
+                mine = pools.setdefault(pool, [])
+            mine.append(host)
         if pools:
             self.held[job] = pools
 

@@ -145,7 +145,9 @@ def test_what_a_gang_has_is_kept_and_no_room_is_no_reason_to_stay_away():
     assert split(offers(A, B, a=12), 12, least=2, change_s=30.0) == {"a": 12}
     assert split(offers(A, B, b=12), 12, least=2, change_s=30.0) == {"b": 12}
     assert split(offers(A, B, most=7), 12, least=12, change_s=30.0) == {"a": 7, "b": 5}
-    assert split(offers(A, B, most=3), 12, least=1, change_s=30.0) == {"a": 3, "b": 3}
+    job = WorldJob("a", steps=1e9, least=1, most=12)
+    pools = [replace(A, max_hosts=3), replace(B, max_hosts=3)]
+    assert Counter(World(pools, {"a": job}).run(100).held("a")) == {"a": 3, "b": 3}
 
 
 @settings(max_examples=25)
