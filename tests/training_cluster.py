@@ -158,7 +158,14 @@ class Nodes:
 class Job:
     """A driver process of its own process group, and the log of its run."""
 
-    def __init__(self, command: list[str], nodes: Nodes, out: Path, env: dict[str, str]) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        nodes: Nodes,
+        out: Path,
+        env: dict[str, str],
+        cwd: Path | None = None,
+    ) -> None:
         self._out = out
         whole = {**os.environ, **env, **OPEN, "PYTHONUNBUFFERED": "1"}
         whole["RAY_ADDRESS"] = nodes.address
@@ -169,6 +176,7 @@ class Job:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                cwd=cwd,
             )
 
     @property

@@ -5,6 +5,8 @@
     learn({**config.to_dict(), "folder": "s3://bucket/runs/mine"})
     export(config, "s3://bucket/runs/mine")
 
+`rayburst.train.finetune_job` and `jobs/finetune.py` do the same on a cluster.
+
 Names are `package.module:thing`, called with JSON arguments. The data is a map-style dataset of
 (inputs, targets), or gives whole batches of them (`rayburst.train.feed.Samples`). Without a loss
 the model is called with both and returns (output, loss).
@@ -28,6 +30,7 @@ from rayburst.errors import TrainError
 from rayburst.train.learner import learning_rate
 from rayburst.train.lora import Lora, adapter_config, adapter_state, add_adapters, fold_adapters
 from rayburst.train.run import RunOptions, start_run
+from rayburst.train.run_options import Mode
 from rayburst.train.weights import load_weights, put_tensors, write_weights
 
 __all__ = ["TuneConfig", "export", "imported", "learn"]
@@ -39,6 +42,7 @@ class TuneConfig:
 
     Names are `package.module:thing`; `model_args` and `data_args` are what they are called with.
     `weights`: a folder or file of safetensors; "" begins with what the model is made with.
+    `mode`, `micro_batch` and `leave_margin_s` are those of `rayburst.train.run_options.RunOptions`.
     """
 
     model: str
@@ -53,7 +57,10 @@ class TuneConfig:
     global_batch: int = 16
     lr: float = 1e-4
     seed: int = 0
+    micro_batch: int = 0
+    mode: Mode = "fast"
     checkpoint_every_s: float | None = None
+    leave_margin_s: float = 8.0
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.global_batch < 1 or self.lr <= 0 or self.lora_rank < 0:
@@ -62,11 +69,23 @@ class TuneConfig:
                 f"{self.lora_rank}: give steps and batch of 1 or more, lr above 0, rank 0 or more"
             )
         for name in ("model", "data", *(["loss"] if self.loss else [])):
-            if ":" not in getattr(self, name):
+            module, _, thing = getattr(self, name).partition(":")
+            if not module or not thing:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r}: give package.module:thing, for example "
                     "torch.nn.functional:mse_loss"
                 )
+        _ = self.run_options  # has checks of its own
+
+    @property
+    def run_options(self) -> RunOptions:
+        """How its run goes."""
+        return RunOptions(
+            mode=self.mode,
+            micro_batch=self.micro_batch,
+            checkpoint_every_s=self.checkpoint_every_s,
+            leave_margin_s=self.leave_margin_s,
+        )
 
     @property
     def lora(self) -> Lora | None:
@@ -104,9 +123,7 @@ def learn(fields: Mapping[str, Any]) -> None:
     given = dict(fields)
     folder = given.pop("folder", None)
     config = TuneConfig.from_dict(given)
-    run = start_run(
-        RunOptions(checkpoint_every_s=config.checkpoint_every_s), storage=folder, config=given
-    )
+    run = start_run(config.run_options, storage=folder, config=given)
     torch.manual_seed(config.seed)
     model = _built(config)
     if config.weights:

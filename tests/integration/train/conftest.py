@@ -24,8 +24,8 @@ def start(nodes: Nodes, tmp_path: Path) -> Iterator[Callable[..., Job]]:
     """Starts drivers that end with the test."""
     jobs: list[Job] = []
 
-    def go(*command: str, **env: str) -> Job:
-        jobs.append(Job(list(command), nodes, tmp_path / f"out-{len(jobs)}", env))
+    def go(*command: str, cwd: Path | None = None, **env: str) -> Job:
+        jobs.append(Job(list(command), nodes, tmp_path / f"out-{len(jobs)}", env, cwd))
         return jobs[-1]
 
     try:
