@@ -38,6 +38,7 @@ RayburstError
 ├── TrainError              a training function uses its run wrongly, or the run cannot go on
 │   ├── ExactModeError      exact mode cannot keep its promise here
 │   ├── NonFiniteError      the loss or the gradient is not a number, or infinite
+│   ├── SearchError         a search was begun with other words, or its function raised
 │   └── RunLeftError        outside Ray: this process saved and left, as it was asked to
 └── DemoError               a step of the demo did not do what it claims
 
@@ -216,6 +217,10 @@ class TrainError(RayburstError):
 
 class ExactModeError(TrainError):
     """Exact mode cannot promise the same bits here."""
+
+
+class SearchError(TrainError):
+    """A search goes on with other words than it was begun with, or its training function raised."""
 
 
 class NonFiniteError(TrainError):

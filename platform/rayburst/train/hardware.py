@@ -8,7 +8,6 @@ go on elsewhere. Also: the device of this process, and the switches that make it
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 
 from rayburst.errors import ExactModeError
 from rayburst.train.roll import from_everyone
+from rayburst.train.surroundings import is_ray_worker
 
 __all__ = ["be_deterministic", "check_everyone", "check_same", "hardware_class", "this_device"]
 
@@ -65,7 +65,7 @@ def this_device() -> torch.device:
     """This process's GPU, as Ray Train or torchrun deal them out, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    if "ray.train" in sys.modules:
+    if is_ray_worker():
         import ray.train.torch
 
         found: torch.device = ray.train.torch.get_device()

@@ -26,7 +26,7 @@ from rayburst.train.peer import Peer, RayPeer
 from rayburst.train.place import Place
 from rayburst.train.versions import is_tested_ray
 
-__all__ = ["Surroundings", "find_surroundings"]
+__all__ = ["Surroundings", "find_surroundings", "is_ray_worker"]
 
 _logger = logging.getLogger(__name__)
 NoticeSource = Callable[[], Notice | None]
@@ -68,7 +68,7 @@ def find_surroundings(
     storage: str | None, notices: NoticeSource | None, leave_margin_s: float
 ) -> Surroundings:
     """What this process runs in. `storage`: the run's folder, needed outside Ray Train only."""
-    if _is_ray_worker():
+    if is_ray_worker():
         if storage is not None:
             raise TrainError(
                 f"storage={storage!r} in a Ray Train worker: its run's folder is the trainer's to "
@@ -94,14 +94,15 @@ def find_surroundings(
     )
 
 
-def _is_ray_worker() -> bool:
+def is_ray_worker() -> bool:
+    """Whether this process is one of Ray Train's. A trial of Ray Tune is not."""
     if "ray.train" not in sys.modules:
         return False
     import ray.train
 
     try:
         ray.train.get_context().get_world_rank()
-    except RuntimeError:  # public API for "not in a worker"
+    except (RuntimeError, DeprecationWarning):  # public API for "not in a worker", "in a trial"
         return False
     return True
 
