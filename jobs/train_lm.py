@@ -13,7 +13,7 @@ import os
 import sys
 import time
 
-from rayburst.errors import DataError, RayburstError
+from rayburst.errors import DataError, LayoutError, RayburstError
 from rayburst.train.gpt import PRESETS
 from rayburst.train.lm import LMConfig, TrainingFailedError, default_storage, run, worker_range
 
@@ -32,6 +32,9 @@ OPTIONS: dict[str, dict[str, object]] = {
     },
     "checkpoint-every": {"type": float, "metavar": "SECONDS", "help": "(default: what pays)"},
     "mode": {"choices": ("fast", "exact"), "help": "exact: the same bits at any number of workers"},
+    "layout": {
+        "help": "for example tensor=2,pipeline=2; copies follow the workers (docs/layouts.md)"
+    },
     "lr": {"type": float, "help": f"peak learning rate {PRESET_SAYS}"},
     "seed": {"type": int, "help": "initial weights and order of the samples (default: 0)"},
 }
@@ -61,7 +64,7 @@ def config(args: argparse.Namespace) -> LMConfig:
 def main() -> int:
     try:
         result = run(config(parse()), say=lambda text: print(text, flush=True))
-    except (ValueError, DataError) as error:
+    except (ValueError, DataError, LayoutError) as error:
         print(f"train_lm.py: {error}", file=sys.stderr)
         return 2
     except (TrainingFailedError, RayburstError) as error:

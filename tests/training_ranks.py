@@ -16,10 +16,12 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from support import wait_for
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
+from rayburst.checkpoint import latest
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import RunLeftError
 from rayburst.train.notices import Notice
@@ -33,6 +35,7 @@ _PRELOADED = [
     "numpy.random",
 ]  # what each process would import
 SAMPLES, EPOCHS, GLOBAL_BATCH = 50, 4, 12
+LAID_OUT_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Case:
     epochs: int = EPOCHS
     dropout: float = 0.2
     spread: bool = False
+    layout: str | None = None
+    """A GPT in this layout, for LAID_OUT_STEPS, in place of the model below."""
 
 
 class Digits(torch.utils.data.Dataset[Any]):
@@ -112,6 +117,36 @@ def learn(run: Run, case: Case, turn: Callable[[list[int]], None] = lambda sampl
         run.step()
 
 
+class Counting(torch.utils.data.Dataset[Any]):
+    """Text with a rule, so that there is something to learn."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, i: int) -> Any:
+        text = (i + (1 + i % 3) * torch.arange(17)) % 64
+        return i, text[:-1], text[1:]
+
+
+def learn_laid_out(run: Run, layout: str, turn: Callable[[list[int]], None], steps: int) -> None:
+    """The same for a model in a layout."""
+    from rayburst.train.gpt import GPT, GPTConfig
+    from rayburst.train.parallel import Layout, ParallelOptions
+
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=16))
+    model = run.lay_out(
+        gpt,
+        ParallelOptions(layout=Layout.parse(layout)),
+        lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, eps=1e-5),
+        lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
+    )
+    for index, x, y in run.batches(Counting(), global_batch=16, seed=3, steps=steps):
+        turn(index.tolist())
+        run.backward(model(x, y))
+        run.step()
+
+
 def on_ray(config: dict[str, Any]) -> None:
     """The same as a Ray Train function."""
     learn(start_run(RunOptions(**config["options"])), Case())
@@ -126,7 +161,11 @@ def train(case: Case, phase: Phase, rank: int, folder: Path, number: int = 0) ->
         return Notice(deadline_s=None, reason="declared") if is_time else None
 
     def turn(samples: list[int]) -> None:
+        if case.layout is not None:
+            run.report()  # what is not flushed is lost with the process
         if phase.event == "cut" and run.steps_done >= phase.step and rank in phase.ranks:
+            if case.layout is not None:
+                wait_for(lambda: latest(str(folder / "run" / "checkpoints")), what="a checkpoint")
             os._exit(CUT)
         line = json.dumps({"step": run.steps_done + 1, "phase": number, "samples": samples})
         with trained_on.open("a") as file:
@@ -134,7 +173,10 @@ def train(case: Case, phase: Phase, rank: int, folder: Path, number: int = 0) ->
 
     options = RunOptions(**case.options, checkpoint_every_s=case.checkpoint_every_s)
     run = start_run(options, storage=str(folder / "run"), notices=notice)
-    learn(run, case, turn)
+    if case.layout is not None:
+        learn_laid_out(run, case.layout, turn, LAID_OUT_STEPS)
+    else:
+        learn(run, case, turn)
 
 
 def _member(case: Case, phase: Phase, rank: int, folder: Path, number: int) -> None:

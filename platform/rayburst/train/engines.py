@@ -13,7 +13,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import reduce
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -51,7 +51,7 @@ class Engine(Protocol):
     def before(self, part: Part) -> None:
         """Make ready for the forward pass of `part`."""
 
-    def backward(self, loss: Tensor, part: Part) -> None:
+    def backward(self, loss: Any, part: Part) -> None:
         """Backward pass of the mean loss over the samples of `part`."""
 
     def finish(self) -> float:

@@ -7,12 +7,21 @@ loss = loss_of(model, inputs, targets)
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-__all__ = ["CLIP_NORM", "learning_rate", "loss_of", "make_optimizer", "nats"]
+__all__ = [
+    "CLIP_NORM",
+    "adamw",
+    "learning_rate",
+    "loss_of",
+    "make_optimizer",
+    "nats",
+    "schedule_of",
+]
 
 CLIP_NORM = 1.0
 WARMUP_STEPS = 20
@@ -32,15 +41,24 @@ def make_optimizer(
     model: nn.Module, *, lr: float, steps: int
 ) -> tuple[torch.optim.AdamW, LambdaLR]:
     """AdamW that decays matrices only, and its schedule over `steps`."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    optimizer = torch.optim.AdamW(
+    optimizer = adamw(list(model.parameters()), lr=lr)
+    return optimizer, schedule_of(optimizer, steps=steps)
+
+
+def adamw(parameters: Sequence[nn.Parameter], *, lr: float) -> torch.optim.AdamW:
+    """AdamW that decays matrices only."""
+    matrices = [p for p in parameters if p.dim() >= 2]
+    vectors = [p for p in parameters if p.dim() < 2]
+    return torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
         lr=lr,
         betas=(0.9, 0.95),
     )
-    schedule = LambdaLR(optimizer, lambda step: learning_rate(step, steps=steps, peak=1.0))
-    return optimizer, schedule
+
+
+def schedule_of(optimizer: torch.optim.Optimizer, *, steps: int) -> LambdaLR:
+    """Warm-up and cosine over `steps`."""
+    return LambdaLR(optimizer, lambda step: learning_rate(step, steps=steps, peak=1.0))
 
 
 def loss_of(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import get_args
 
 from rayburst.train.gpt import PRESETS
+from rayburst.train.parallel.layout import Layout
 from rayburst.train.run_options import Mode
 from rayburst.train.sources import DEFAULT_COLUMN
 
@@ -56,10 +57,17 @@ class LMConfig:
     """0: at the pace that pays (`rayburst.train.pace`)."""
     mode: Mode = "fast"
     leave_margin_s: float = 8.0
+    layout: str = ""
+    """As `rayburst.train.parallel.Layout.parse` takes it; "": whole copies, by `run.prepare`."""
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise ValueError(f"mode {self.mode!r}: give one of {', '.join(get_args(Mode))}")
+        if Layout.parse(self.layout).world > 1 and self.mode == "exact":
+            raise ValueError(
+                f"layout {self.layout!r} with mode 'exact': exact mode holds the model whole on "
+                "every worker. Give one of the two"
+            )
         if self.preset not in PRESETS:
             known = ", ".join(PRESETS)
             raise ValueError(f"preset {self.preset!r} is not known. Known: {known}")

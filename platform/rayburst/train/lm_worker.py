@@ -8,21 +8,25 @@ leaving.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import DataError
 from rayburst.train.corpus import Corpus, open_corpus
 from rayburst.train.gpt import GPT, PRESETS
-from rayburst.train.learner import CLIP_NORM, loss_of, make_optimizer, nats
+from rayburst.train.laid_out import Looped
+from rayburst.train.learner import CLIP_NORM, adamw, loss_of, make_optimizer, nats, schedule_of
 from rayburst.train.lm_config import LMConfig
-from rayburst.train.order import rank_slice
+from rayburst.train.order import Ints, rank_slice
+from rayburst.train.parallel.layout import Layout
+from rayburst.train.parallel.parallel import ParallelOptions
 from rayburst.train.run import Run, RunOptions, start_run
 from rayburst.train.text import windows
 
@@ -30,6 +34,8 @@ __all__ = ["train"]
 
 QUICK_WINDOWS = 128
 FINAL_WINDOWS = 1024
+WINDOWS_AT_ONCE = 32
+"""Of each copy, in a layout."""
 
 
 def train(config: dict[str, Any]) -> None:
@@ -40,7 +46,7 @@ def train(config: dict[str, Any]) -> None:
     run = start_run(
         RunOptions(
             mode=lm.mode,
-            micro_batch=lm.micro_batch,
+            micro_batch=0 if lm.layout else lm.micro_batch,
             checkpoint_every_s=lm.checkpoint_every_s or None,
             leave_margin_s=lm.leave_margin_s,
         ),
@@ -55,15 +61,36 @@ def train(config: dict[str, Any]) -> None:
     corpus = open_corpus(folder, block_size=shape.block_size, seed=lm.seed)
     torch.manual_seed(lm.seed)
     model = GPT(shape)
-    optimizer, schedule = make_optimizer(model, lr=lm.lr, steps=lm.steps)
-    wrapped = run.prepare(model, optimizer, schedule, clip_norm=CLIP_NORM)
-    validation.begin(run, model, corpus)
+    if lm.layout:
+        laid_out = _laid_out(run, model, lm)
+        validation.begin(run, laid_out, corpus)
+        loss: Callable[[Tensor, Tensor], Any] = laid_out
+    else:
+        optimizer, schedule = make_optimizer(model, lr=lm.lr, steps=lm.steps)
+        wrapped = run.prepare(model, optimizer, schedule, clip_norm=CLIP_NORM)
+        validation.begin(run, model, corpus)
+        loss = partial(loss_of, wrapped)
     batches = run.batches(
         corpus.samples, global_batch=lm.global_batch, seed=lm.seed, steps=lm.steps
     )
     for inputs, targets in batches:
-        run.backward(loss_of(wrapped, inputs, targets))
+        run.backward(loss(inputs, targets))
         run.step()
+
+
+def _laid_out(run: Run, model: GPT, lm: LMConfig) -> Looped:
+    options = ParallelOptions(
+        layout=Layout.parse(lm.layout),
+        precision="bf16" if torch.cuda.is_available() else "fp32",
+        micro_batch=lm.micro_batch,
+        clip_norm=CLIP_NORM,
+    )
+    return run.lay_out(
+        model,
+        options,
+        lambda parameters: adamw(parameters, lr=lm.lr),
+        lambda optimizer: schedule_of(optimizer, steps=lm.steps),
+    )
 
 
 class _Validation:
@@ -88,13 +115,35 @@ class _Validation:
         wanted = FINAL_WINDOWS if is_last else QUICK_WINDOWS
         count = min(wanted, max(1, (data.size - 1) // block))
         starts = np.linspace(0, data.size - block - 1, count).astype(np.int64)
-        mine = rank_slice(count, self._run.rank, self._run.world)
-        total = torch.zeros(1, dtype=torch.float64)
-        if len(mine):
-            total += nats(self._model, *windows(data, starts[mine.start : mine.stop], block))
-        if self._run.world > 1:
-            dist.all_reduce(total)
-        bits = total.item() / (count * block) / math.log(2)
+        if isinstance(self._model, Looped):
+            mean = self._of_copies(self._model, starts)
+        else:
+            mean = self._of_ranks(self._model, starts)
+        bits = mean / math.log(2)
         if self._run.rank == 0:
             self._run.log("validation", bits_per_byte=bits)
         return {"val_bits_per_byte": bits, "order0_bits_per_byte": self._order0}
+
+    def _of_ranks(self, model: nn.Module, starts: Ints) -> float:
+        mine = rank_slice(len(starts), self._run.rank, self._run.world)
+        total = torch.zeros(1, dtype=torch.float64)
+        if len(mine):
+            total += nats(model, *self._windows(starts, mine))
+        if self._run.world > 1:
+            dist.all_reduce(total)
+        return total.item() / (len(starts) * self._block)
+
+    def _of_copies(self, model: Looped, starts: Ints) -> float:
+        """A part of them at a time; a last part with too few for every stage is left out."""
+        copies, total, seen = model.layout.copies, 0.0, 0
+        for at in range(0, len(starts), WINDOWS_AT_ONCE * copies):
+            part = starts[at : at + WINDOWS_AT_ONCE * copies]
+            mine = rank_slice(len(part), model.copy or 0, copies)
+            if at and len(part) < copies * model.layout.pipeline:
+                break
+            mean = model.evaluate(*self._windows(part, mine), share=len(mine) / len(part))
+            total, seen = total + mean * len(part), seen + len(part)
+        return total / seen
+
+    def _windows(self, starts: Ints, mine: range) -> tuple[Tensor, Tensor]:
+        return windows(self._data, starts[mine.start : mine.stop], self._block)

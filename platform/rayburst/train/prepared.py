@@ -17,6 +17,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from rayburst.errors import TrainError
+from rayburst.train.engines import Engine, engine_of
+from rayburst.train.run_options import RunOptions
 from rayburst.train.spread import Spread
 
 __all__ = ["Elastic", "Prepared"]
@@ -74,6 +76,10 @@ class Prepared:
         self._optimizer, self._schedulers = optimizer, schedulers
         self._clip_norm, self._extras, self.spread = clip_norm, extras, spread
 
+    def engine(self, options: RunOptions, *, rank: int, world: int) -> Engine:
+        """How one step's gradient comes about in the group as it is."""
+        return engine_of(self.model, options, rank=rank, world=world)
+
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
@@ -116,9 +122,19 @@ class Prepared:
     def state(self) -> dict[str, Any]:
         """Everything that belongs to the run, as `load` takes it."""
         model, optimizer = get_state_dict(self.model, self._optimizer)
+        return {"model": model, "optimizer": optimizer, "extras": self.kept()}
+
+    def kept(self) -> dict[str, Any]:
+        """The state of schedulers and extras."""
         keep = {f"scheduler{i}": s.state_dict() for i, s in enumerate(self._schedulers)}
-        keep |= {name: extra.state_dict() for name, extra in self._extras.items()}
-        return {"model": model, "optimizer": optimizer, "extras": keep}
+        return keep | {name: extra.state_dict() for name, extra in self._extras.items()}
+
+    def take_kept(self, kept: dict[str, Any]) -> None:
+        """Take up what `kept` gave."""
+        for i, scheduler in enumerate(self._schedulers):
+            scheduler.load_state_dict(kept[f"scheduler{i}"])
+        for name, extra in self._extras.items():
+            extra.load_state_dict(kept[name])
 
     def load(self, state: dict[str, Any]) -> None:
         """Take up what `state` gave."""
@@ -130,10 +146,7 @@ class Prepared:
         )
         if self.spread is not None:
             self.spread.loaded()
-        for i, scheduler in enumerate(self._schedulers):
-            scheduler.load_state_dict(state["extras"][f"scheduler{i}"])
-        for name, extra in self._extras.items():
-            extra.load_state_dict(state["extras"][name])
+        self.take_kept(state["extras"])
 
     @torch.no_grad()
     def digest(self) -> str:

@@ -33,13 +33,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from rayburst.errors import TrainError
 from rayburst.train import versions
 from rayburst.train.course import At, Course
-from rayburst.train.engines import Engine, Part, engine_of
+from rayburst.train.engines import Engine, Part
 from rayburst.train.entry import Entry, Standing
 from rayburst.train.feed import Feed, seed_everything
 from rayburst.train.hardware import be_deterministic, hardware_class, this_device
+from rayburst.train.laid_out import Batch, LaidOut, Looped, MakeOptimizer, MakeSchedule
 from rayburst.train.left_out import LeftOut
 from rayburst.train.lone_keeper import keeper_of
 from rayburst.train.order import Order, order_of, seed_of
+from rayburst.train.parallel.parallel import ParallelOptions
+from rayburst.train.parallel.plan import Plan
 from rayburst.train.prepared import Prepared
 from rayburst.train.run_options import RunOptions
 from rayburst.train.run_report import RunReport, run_report
@@ -166,10 +169,36 @@ class Run:
             self._build_engine()
         return self._prepared.wrapped
 
+    def lay_out(
+        self,
+        model: nn.Module,
+        options: ParallelOptions,
+        make_optimizer: MakeOptimizer,
+        *make_schedules: MakeSchedule,
+        plan: Plan | None = None,
+        **extras: Any,
+    ) -> Looped:
+        """In place of `prepare`, for a model in a layout; `run.backward(model(inputs, targets))`.
+
+        `options.layout` says how large tensor, pipeline and shard groups are; copies follow the
+        workers that there are. After a loss the group goes on as the largest whole mesh, from the
+        checkpoint of the layout before. `plan`: how a model that is not the built-in GPT is cut.
+        """
+        if self._where.membership.is_in_place:
+            self._where.membership.decline()  # a layout is for one group
+            self._keeper.close()
+            self._keeper = keeper_of(self._where, self._log, self.options, self._clock)
+        makes, place = (make_optimizer, make_schedules), self._where.place
+        laid_out = LaidOut(model, options, *makes, place=place, plan=plan, extras=extras)
+        self._prepared = laid_out
+        self._log.write("layout", step=self._at.step, **laid_out.words)
+        self._build_engine()
+        return laid_out.looped
+
     def _build_engine(self) -> None:
         """For the group as it is."""
         prepared = self._given()
-        engine = engine_of(prepared.model, self.options, rank=self.rank, world=self.world)
+        engine = prepared.engine(self.options, rank=self.rank, world=self.world)
         self._engine = engine
         prepared.wrapped.go_through(partial(self._forward, engine.module))
 
@@ -223,7 +252,7 @@ class Run:
         if not self._is_over:
             self._end(course)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor | Batch) -> None:
         """Backward pass of `loss`, the mean over the samples of the batch that was given."""
         _, engine = self._needed()
         part = self._turn.part

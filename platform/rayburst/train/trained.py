@@ -23,6 +23,7 @@ from rayburst.train.keeper import FOLDER
 
 __all__ = ["address", "load_model", "newest_address", "newest_manifest"]
 
+_TIED = "head.weight"  # the token embedding's
 _STEP = re.compile(r"(?P<run>.+)@(?P<step>\d+)")
 
 
@@ -77,10 +78,11 @@ def load_model(uri: str) -> tuple[GPT, dict[str, Any]]:
 def _load(store: ObjectStore, manifest: Manifest) -> GPT:
     try:
         model = GPT(GPTConfig(**manifest.about["config"]["user"]["model"]))
-        state = {"model": model.state_dict()}
+        weights = model.state_dict()
+        if f"model.{_TIED}" not in manifest.tensors:
+            del weights[_TIED]  # a run in a layout saves a shared weight once
         with Checkpointer(store) as checkpoints:
-            checkpoints.load(state, step=manifest.step)
-        model.load_state_dict(state["model"])
+            checkpoints.load({"model": weights}, step=manifest.step)
     except CheckpointDamagedError:
         raise
     except (CheckpointError, KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rayburst.train.parallel.elastic import NextMesh, next_mesh
+    from rayburst.train.parallel.elastic import NextMesh, next_mesh, whole_mesh
     from rayburst.train.parallel.fit import LayoutPlan, Node
     from rayburst.train.parallel.layout import Layout
     from rayburst.train.parallel.parallel import Parallel, ParallelOptions
@@ -28,6 +28,7 @@ __all__ = [
     "ParallelOptions",
     "Plan",
     "next_mesh",
+    "whole_mesh",
 ]
 
 _HOMES = {
@@ -40,6 +41,7 @@ _HOMES = {
     "ParallelOptions": "parallel",
     "Plan": "plan",
     "next_mesh": "elastic",
+    "whole_mesh": "elastic",
 }
 
 

@@ -2,6 +2,7 @@
 
     after = next_mesh(layout, devices, lost={3})     # devices[rank] says where each rank stands
     after.layout, after.ranks                        # old rank that becomes new rank 0, 1, ...
+    begin = whole_mesh(layout, devices)              # of a new group, of any size
 
 Elastic along data and shard only: tensor and pipeline groups stay as large as they are. A model
 group (tensor x pipeline) that lost a member is rebuilt from what is left of other broken groups,
@@ -17,7 +18,7 @@ from rayburst.errors import LayoutError
 from rayburst.train.parallel.layout import Layout
 from rayburst.train.parallel.topology import Device, model_groups
 
-__all__ = ["NextMesh", "next_mesh"]
+__all__ = ["NextMesh", "next_mesh", "whole_mesh"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +66,30 @@ def next_mesh(
     )
 
 
+def whole_mesh(layout: Layout, devices: Sequence[Device], *, least_shard: int = 1) -> NextMesh:
+    """The largest whole mesh of a group that has just met; `devices[rank]` says where a rank is.
+
+    `layout` says how large tensor, pipeline and shard groups are; `data` follows the number of
+    devices. As `next_mesh` it would rather leave ranks idle than break a group, and raises
+    LayoutError when not even the smallest mesh is there. Ranks keep their order: torch numbers the
+    members of every group by it, so ranks of one node must be neighbours, as launchers do.
+    """
+    near: list[int] = []
+    for node in dict.fromkeys((device.rack, device.node) for device in devices):
+        here = [rank for rank, d in enumerate(devices) if (d.rack, d.node) == node]
+        near += here[: len(here) - len(here) % layout.tensor]
+    if layout.tensor > 1 and near != sorted(near):
+        raise LayoutError(
+            f"{layout}: ranks of one node are not neighbours ({[d.node for d in devices]}): number "
+            "the processes node by node"
+        )
+    models = len(near) // (layout.tensor * layout.pipeline)
+    after = _shrunk(layout, models, least_shard)
+    ranks = tuple(sorted(near)[: after.world])
+    spare = tuple(rank for rank in range(len(devices)) if rank not in ranks)
+    return NextMesh(layout=after, ranks=ranks, spare=spare, rebuilt=0)
+
+
 def _sorted_out(layout: Layout, lost: set[int]) -> tuple[list[tuple[int, ...]], list[int]]:
     """Whole model groups, and the survivors of broken ones."""
     groups = layout.groups(("pipeline", "tensor"))
@@ -76,9 +101,9 @@ def _sorted_out(layout: Layout, lost: set[int]) -> tuple[list[tuple[int, ...]], 
 def _shrunk(layout: Layout, models: int, least_shard: int) -> Layout:
     if models < max(1, least_shard):
         raise LayoutError(
-            f"{models} whole groups of {layout.pipeline * layout.tensor} ranks are left of "
-            f"{layout} and {max(1, least_shard)} are needed. Wait for more machines, or plan a "
-            "new layout"
+            f"there are {models} whole groups of {layout.pipeline * layout.tensor} ranks for "
+            f"{layout} and {max(1, least_shard)} are needed; a tensor group is within one node. "
+            "Wait for more machines, or plan a new layout"
         )
     if models >= layout.shard:
         return replace(layout, data=models // layout.shard)

@@ -7,6 +7,7 @@
 
 Every process makes one, with the same model, after torch.distributed is initialised. Inputs are the
 samples of copy `layout.copy_of(rank)`: ranks of a tensor or pipeline group read the same ones.
+With `mesh` only the processes that have a place in it make one.
 Knows no Ray, no files and no schedule of the learning rate: set it in `optimizer.param_groups`.
 """
 
@@ -21,15 +22,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from rayburst.errors import LayoutError
 from rayburst.train.parallel.distribute import distribute
-from rayburst.train.parallel.gradients import Sharing, scale_gradients, total_norm
-from rayburst.train.parallel.layout import DIMENSIONS, Layout
+from rayburst.train.parallel.gradients import scale_gradients, total_norm
+from rayburst.train.parallel.layout import Layout
+from rayburst.train.parallel.mesh import Mesh
 from rayburst.train.parallel.pipe import Pipe, equal_parts
 from rayburst.train.parallel.plan import Plan, plan_for
 from rayburst.train.parallel.precision import LossScale, Precision, compute_dtype
@@ -49,6 +50,7 @@ class ParallelOptions:
     recompute: keep only each block's input for the backward pass and compute the rest again
       (Chen et al. 2016, https://arxiv.org/abs/1604.06174).
     compile_backend: torch.compile each block with it, for example "inductor".
+    least_shard: in an elastic run, ranks that weights must be spread over to fit.
     """
 
     layout: Layout = field(default_factory=Layout)
@@ -57,6 +59,7 @@ class ParallelOptions:
     clip_norm: float = 1.0
     recompute: bool = False
     compile_backend: str | None = None
+    least_shard: int = 1
 
     def __post_init__(self) -> None:
         compute_dtype(self.precision)
@@ -77,30 +80,32 @@ class Parallel:
         *,
         plan: Plan | None = None,
         device: torch.device | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         self.options, self.layout = options, options.layout
         self.device = device or torch.device("cpu")
-        self._mesh = _mesh(self.layout, self.device)
-        rank = dist.get_rank() if self._mesh is not None else 0
-        self.copy = self.layout.copy_of(rank)
         plan = plan or plan_for(model)
+        self._mesh = mesh or Mesh(self.layout, self.device, plan)
+        place = self._mesh.place
+        if place is None or self._mesh.layout != self.layout:
+            raise LayoutError(f"{self.layout}: this process has no place in the mesh")
+        self.copy = self.layout.copy_of(place)
         _check_units(model, plan, self.layout)
         self.stage = Stage(
-            model, plan, index=self.layout.place_of(rank).pipeline, count=self.layout.pipeline
+            model, plan, index=self.layout.place_of(place).pipeline, count=self.layout.pipeline
         )
         self.stage.recomputes = options.recompute
         self._runs = distribute(
             self.stage,
             self.layout,
-            self._mesh,
+            self._mesh.devices,
             device=self.device,
             precision=options.precision,
             compile_backend=options.compile_backend,
         )
         self._pipe = None
-        if self._mesh is not None and self.layout.pipeline > 1:
-            self._pipe = Pipe(self.stage, self._runs, self.layout, self._mesh, self.device)
-        self._sharing = _sharing(self.layout)
+        if self._mesh.devices is not None and self.layout.pipeline > 1:
+            self._pipe = Pipe(self.stage, self._runs, self._mesh, self._mesh.devices, self.device)
         self._scale = LossScale(options.precision)
         # DDP and FSDP2 take the plain mean over copies, a pipeline of whole stages the sum.
         takes_sum = self._pipe is not None and not self.layout.is_sharded
@@ -135,15 +140,27 @@ class Parallel:
 
         In float16 a norm that is not finite skips the step and halves the loss's scale.
         """
-        held = list(held_parameters(self.stage).values())
-        norm = total_norm(self._counted(), self._sharing) / self._scale.value
-        is_finite = not self._scale.is_used or math.isfinite(norm.item())
-        if is_finite:
-            self._clip(held, norm)
-            self.optimizer.step()
-        self._scale.update(is_finite=is_finite)
+        norm = self.norm()
+        self.learn(norm)
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def norm(self) -> Tensor:
+        """The L2 norm of the whole gradient, the same on all ranks."""
+        return total_norm(self._counted(), self._mesh.sharing) / self._scale.value
+
+    def learn(self, norm: Tensor) -> None:
+        """What `update` does with the norm: clip and step, or in float16 skip the step."""
+        is_finite = not self._scale.is_used or math.isfinite(norm.item())
+        if is_finite:
+            self._clip(list(held_parameters(self.stage).values()), norm)
+            self.optimizer.step()
+        self._scale.update(is_finite=is_finite)
+
+    @property
+    def may_skip(self) -> bool:
+        """Whether steps are skipped by plan: float16 looks for its scale."""
+        return self._scale.is_used
 
     @torch.no_grad()
     def evaluate(self, inputs: Tensor, targets: Tensor, *, share: float | None = None) -> Tensor:
@@ -219,37 +236,14 @@ class Parallel:
 
     def _over_copies(self, share_of_loss: Tensor) -> Tensor:
         """The sum over copies, from the ranks that know it: each tensor group's last stage."""
-        if self._mesh is None:
+        if self._mesh.devices is None:
             return share_of_loss
         total = share_of_loss.float() / self.layout.tensor
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self._mesh.group)
         return total
-
-
-def _mesh(layout: Layout, device: torch.device) -> DeviceMesh | None:
-    world = dist.get_world_size() if dist.is_initialized() else 1
-    if layout.world != world:
-        raise LayoutError(
-            f"layout {layout} is for {layout.world} processes and there are {world}. Give one "
-            f"whose counts multiply to {world}, for example Layout(data={world})"
-        )
-    if world == 1:
-        return None
-    return init_device_mesh(device.type, layout.shape, mesh_dim_names=DIMENSIONS)
 
 
 def _check_units(model: nn.Module, plan: Plan, layout: Layout) -> None:
     units = plan.tensor_units(model) if plan.tensor_units is not None else None
     if units is not None and units % layout.tensor:
         raise LayoutError(f"tensor={layout.tensor} does not divide the model's {units} heads")
-
-
-def _sharing(layout: Layout) -> Sharing:
-    """Who holds one copy of the model with this rank. Collective: all ranks make all groups."""
-    group = None
-    if layout.world > layout.data:
-        for ranks in layout.groups(("pipeline", "shard", "tensor")):
-            made = dist.new_group(list(ranks))
-            if dist.get_rank() in ranks:
-                group = made
-    return Sharing(group=group, shard=layout.shard, tensor=layout.tensor)

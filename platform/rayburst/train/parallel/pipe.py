@@ -20,7 +20,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from rayburst.errors import LayoutError
 from rayburst.train.parallel.gradients import local_gradient
-from rayburst.train.parallel.layout import Layout
+from rayburst.train.parallel.mesh import Mesh
 from rayburst.train.parallel.stage import Stage
 
 __all__ = ["Pipe", "equal_parts"]
@@ -46,17 +46,18 @@ class Pipe:
     """One rank's end of a pipeline. All ranks of it make the same calls."""
 
     def __init__(
-        self, stage: Stage, runs: nn.Module, layout: Layout, mesh: DeviceMesh, device: torch.device
+        self, stage: Stage, runs: nn.Module, mesh: Mesh, devices: DeviceMesh, device: torch.device
     ) -> None:
         self._stage, self._runs, self._device = stage, runs, device
+        layout = mesh.layout
         self._count = layout.pipeline
-        self._mesh = mesh["pipeline"]
+        self._mesh = devices["pipeline"]
         self._index = self._mesh.get_local_rank()
         self._factor = 1.0
         self._schedules: dict[tuple[Any, ...], Schedule1F1B] = {}
-        self._ends = _group_of_ends(layout) if stage.plan.tied else None
+        self._ends = mesh.ends
         adds_up = layout.data > 1 and not layout.is_sharded
-        self._copies = mesh["data"].get_group() if adds_up else None
+        self._copies = devices["data"].get_group() if adds_up else None
 
     def train(self, inputs: Tensor, targets: Tensor, *, parts: int, factor: float) -> Tensor:
         """Forward and backward of factor * mean loss; the mean loss on the last stage, else 0."""
@@ -127,13 +128,3 @@ def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
             bucket = []
     if bucket:
         yield bucket
-
-
-def _group_of_ends(layout: Layout) -> dist.ProcessGroup | None:
-    """This rank with the other end of its pipeline. Collective: all ranks make all groups."""
-    mine = None
-    for column in layout.groups(("pipeline",)):
-        group = dist.new_group([column[0], column[-1]])
-        if dist.get_rank() in (column[0], column[-1]):
-            mine = group
-    return mine
