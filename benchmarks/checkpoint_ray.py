@@ -49,10 +49,10 @@ def loop(job: dict[str, Any]) -> None:
             {**base, "operation": "save, 10% changed", "seconds": seconds, "stall_s": stall}
         )
 
+    # get_checkpoint() knows only what was there at the start; this waits for the last report
+    kept = ray.train.get_all_reported_checkpoints()[-1].checkpoint
+
     def load() -> None:
-        kept = ray.train.get_checkpoint()
-        if kept is None:
-            raise RuntimeError("Ray Train has no checkpoint after report")
         with kept.as_directory() as folder:
             found = torch.load(Path(folder) / "model.pt", weights_only=True)
         for name, tensor in state.items():

@@ -197,8 +197,9 @@ class Checkpointer:
     def _make_way(self, when_busy: WhenBusy) -> tuple[Outcome, int | None]:
         last = self._last
         busy = last is not None and not last.done()
-        if self._control.world > 1:
-            # ranks see the end of a save at different moments: rank 0 decides for all
+        if self._control.world > 1 and when_busy != "wait":
+            # ranks see the end of a save at different moments: rank 0 decides for all; whether a
+            # rank waits for its own is its own affair, and costs no talk
             busy = self._control.tell_flag(busy) and last is not None
         if not busy or last is None:
             return "started", None
@@ -219,13 +220,12 @@ class Checkpointer:
         rng: Any,
     ) -> Saved:
         o, begun = self.options, self.options.monotonic()
-        rngs = self._group.gather(rng)
-        kept = {str(rank): value for rank, value in enumerate(rngs) if value is not None}
         settings = SaveSettings(
             step=handle.step,
             save=f"{handle.step:012d}-{o.new_id()}",
             created_ms=int(o.clock() * 1000),
-            about={**words, "rng": kept, "code": o.code},
+            about={**words, "code": o.code},
+            rng=rng,
             digest=o.digest,
             parent=self._newest(),
             known=self._known,

@@ -127,12 +127,21 @@ class Group:
     def together(self, action: Callable[[], T]) -> list[T]:
         """Run on every rank; all results on rank 0. An error of any rank is raised on all."""
         mine = _attempt(action)
-        outcomes = self.gather(mine)
-        failed = [error for _, error in outcomes if error is not None]
+        self._agree(mine[1])
+        return self.gather(mine[0])  # type: ignore[arg-type]
+
+    def each(self, action: Callable[[], None]) -> None:
+        """`together` without results: one small collective where all goes well."""
+        self._agree(_attempt(action)[1])
+
+    def _agree(self, error: BaseException | None) -> None:
+        """Raise on every rank what failed on any."""
+        if self.everyone(error is None):
+            return
+        failed = [e for e in self.gather(error) if e is not None]
         first = self.tell(failed[0] if failed else None)
-        if first is not None:
-            raise (mine[1] or first)
-        return [value for value, _ in outcomes]  # type: ignore[misc]
+        if error is not None or first is not None:
+            raise error or first  # type: ignore[misc]
 
 
 def _attempt(action: Callable[[], T]) -> tuple[T | None, BaseException | None]:

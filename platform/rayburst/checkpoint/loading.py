@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch.distributed.checkpoint.metadata import Metadata
@@ -94,10 +95,13 @@ def load_checkpoint(
     CheckpointDamagedError; CheckpointError where the state does not fit.
     """
     refused: list[str] = []
-    candidates = ranks.group.rank0(lambda: _candidates(store, step, fallback))
+    candidates, first = ranks.group.rank0(lambda: _found(store, step, fallback))
     for candidate in candidates:
         try:
-            loaded = _load_one(store, state, candidate, ranks, unpickle)
+            if first is None:
+                first = ranks.group.rank0(partial(_manifest_of, store, candidate))
+            data, first = first, None
+            loaded = _load_one(store, state, candidate, data, ranks, unpickle)
         except (CheckpointDamagedError, CheckpointNotFoundError) as error:
             if not fallback or candidate is candidates[-1]:
                 raise
@@ -121,9 +125,28 @@ class _Candidate:
     held: bytes | None = None
 
 
+def _found(
+    store: ObjectStore, step: int | None, fallback: bool
+) -> tuple[list[_Candidate], bytes | None]:
+    """What may be loaded, best first, and the manifest of the best where it could be read."""
+    candidates = _candidates(store, step, fallback)
+    if not candidates:
+        return [], None
+    try:
+        return candidates, _manifest_of(store, candidates[0])
+    except (CheckpointDamagedError, CheckpointNotFoundError):
+        return candidates, None
+
+
+def _manifest_of(store: ObjectStore, candidate: _Candidate) -> bytes:
+    return candidate.held or bytes(manifest_bytes(store, candidate.step))
+
+
 def _candidates(store: ObjectStore, step: int | None, fallback: bool) -> list[_Candidate]:
     """What may be loaded, best first: a peer may hold a step that the store does not have (yet)."""
     held = store.held()
+    if step is not None and not fallback and held is None:
+        return [_Candidate(step=step)]
     try:
         numbers = step_numbers(store)
     except StoreError:
@@ -145,10 +168,10 @@ def _load_one(
     store: ObjectStore,
     state: dict[Any, Any] | None,
     candidate: _Candidate,
+    data: bytes,
     ranks: Ranks,
     unpickle: bool,
 ) -> tuple[dict[Any, Any], Manifest]:
-    data = ranks.group.rank0(lambda: candidate.held or bytes(manifest_bytes(store, candidate.step)))
     with garbage_pause():
         return _read(store, state, candidate.step, data, ranks, unpickle)
 
@@ -162,7 +185,7 @@ def _read(
     unpickle: bool,
 ) -> tuple[dict[Any, Any], Manifest]:
     """All that is made on the way is gone when it returns, before garbage is looked for again."""
-    group = ranks.group
+    group, node = ranks.group, ranks.node()
     prepared: list[tuple[Manifest, list[Want], Callable[[], dict[Any, Any]]]] = []
 
     def prepare() -> None:
@@ -174,10 +197,14 @@ def _read(
             wants = _fill_wants(store, state, manifest, unpickle)
             prepared.append((manifest, wants, lambda: state))
 
-    group.together(prepare)
-    manifest, wants, finish = prepared.pop()
-    node, digest = ranks.node(), digest_of(manifest.digest)
-    group.together(lambda: node.read(store, digest, manifest, wants))
+    node.begin()
+    try:
+        group.each(prepare)
+        manifest, wants, finish = prepared.pop()
+        digest = digest_of(manifest.digest)
+        group.each(lambda: node.read(store, digest, manifest, wants))
+    finally:
+        node.end()
     return finish(), manifest
 
 

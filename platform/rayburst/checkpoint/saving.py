@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import msgspec
 from torch.distributed.checkpoint.metadata import Metadata
@@ -67,10 +68,13 @@ def write_checkpoint(
         ticket = group.rank0(writer.open)
         # as bytes: pickling ten thousand small objects takes longer than hashing them
         placed = group.together(
-            lambda: _packed.encode(writer.place_items(items, planner, group.rank, ticket))
+            lambda: (
+                _packed.encode(writer.place_items(items, planner, group.rank, ticket)),
+                settings.rng,
+            )
         )
         writer.world = group.world
-        group.together(lambda: _draft_and_finish(writer, cache.whole, placed))
+        group.each(lambda: _draft_and_finish(writer, cache.whole, placed))
         sha256 = group.rank0(lambda: writer.commit().sha256)
     except BaseException:
         writer.abort()
@@ -80,10 +84,13 @@ def write_checkpoint(
     return Written(sha256=sha256, manifest=writer.manifest, index=writer.index)
 
 
-def _draft_and_finish(writer: CheckpointWriter, whole: Layout | None, placed: list[bytes]) -> None:
+def _draft_and_finish(
+    writer: CheckpointWriter, whole: Layout | None, gathered: list[tuple[bytes, Any]]
+) -> None:
     if whole is not None:  # rank 0
         with garbage_pause():
-            writer.draft(whole, chain.from_iterable(map(_placed.decode, placed)))
+            placed = chain.from_iterable([_placed.decode(data) for data, _ in gathered])
+            writer.draft(whole, placed, [rng for _, rng in gathered])
     writer.finish_packs()
 
 

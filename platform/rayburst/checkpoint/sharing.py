@@ -134,6 +134,18 @@ class NodeReaders:
     def __init__(self, group: Group) -> None:
         """Collective over all ranks of `group`."""
         self._group = group.split(_machine(group.rank)) if group.world > 1 else group
+        self._room: Room | None = None
+
+    def begin(self) -> None:
+        """A load begins: the memory for it is reserved while the manifest is read."""
+        if self._group.world > 1 and self._group.rank == 0:
+            self._room = Room(self._group.world)
+
+    def end(self) -> None:
+        """The load ended, or failed before it read: give back what was reserved and not used."""
+        if self._room is not None:
+            self._room.close()
+        self._room = None
 
     def close(self) -> None:
         """Leave the group of the machine."""
@@ -159,7 +171,8 @@ class NodeReaders:
         wanted = self._group.rows(torch.from_numpy(bits)).numpy().astype(bool)
         dealt = deal_reads(places, wanted)
         rounds = -(-max(map(len, dealt)) // BATCH)
-        ring = Ring.open(self._group) if rounds else None
+        ring = Ring.open(self._group, self._room) if rounds else None
+        self._room = None if rounds else self._room
         taken = np.zeros(len(places), dtype=bool)
         for first, stop in [part for ranges in dealt for part in ranges] if ring else []:
             taken[first:stop] = True
@@ -240,10 +253,15 @@ class Ring:
         self._view = memoryview(memory)
 
     @classmethod
-    def open(cls, group: Group) -> Ring | None:
-        """Collective. None where the machine cannot give the memory; all ranks agree."""
-        size = group.world * ROUNDS_HELD * BATCH * SLOT_BYTES
-        name, why = group.tell(_create(size) if group.rank == 0 else ("", ""))
+    def open(cls, group: Group, room: Room | None = None) -> Ring | None:
+        """Collective. None where the machine cannot give the memory; all ranks agree.
+
+        `room`: what rank 0 reserved; without it now.
+        """
+        size = _ring_bytes(group.world)
+        if group.rank == 0 and room is None:
+            room = Room(group.world)
+        name, why = group.tell(room.take() if room is not None else ("", ""))
         memory = _map(name, size) if name else None
         everyone = group.everyone(memory is not None)
         if group.rank == 0 and name:
@@ -277,6 +295,29 @@ class Ring:
         # slices of the view may still live in a frame of an error; their end frees the memory
         del self._view
         del self._memory
+
+
+class Room:
+    """Reserves a ring's memory on a thread of its own: the kernel clears it, which takes a while."""
+
+    def __init__(self, world: int) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rayburst-room")
+        self._made = self._thread.submit(_create, _ring_bytes(world))
+        self._thread.shutdown(wait=False)
+
+    def take(self) -> tuple[str, str]:
+        """(path of the file, "") or ("", why there is none). Who takes it unlinks it."""
+        return self._made.result()
+
+    def close(self) -> None:
+        """Give it back untaken."""
+        name, _ = self._made.result()
+        if name:
+            Path(name).unlink(missing_ok=True)
+
+
+def _ring_bytes(world: int) -> int:
+    return world * ROUNDS_HELD * BATCH * SLOT_BYTES
 
 
 def _create(size: int) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -40,10 +41,17 @@ from rayburst.errors import (
 
 __all__ = ["CheckpointWriter", "SaveSettings"]
 
+# small tensors are hashed with the GIL held; without pauses the training waits 5 ms for each call
+_BREATH = 64
+_PAUSE_S = 5e-5
+
 
 @dataclass(kw_only=True, slots=True)
 class SaveSettings:
-    """What one save needs beside the state; the same on every rank but for `about` (rank 0's)."""
+    """What one save needs beside the state; the same on every rank but for `about` (rank 0's).
+
+    `rng`: this rank's random state, which the manifest binds beside the other ranks'.
+    """
 
     step: int
     save: str
@@ -54,6 +62,7 @@ class SaveSettings:
     known: tuple[str, ChunkIndex] | None = None  # this rank's chunks of the manifest of this sha256
     reached: Reached = ignore_step
     cancelled: threading.Event = field(default_factory=threading.Event)
+    rng: Any = None
     staged: HostBuffer | None = None  # where the bytes lie; without it, where the planner says
 
     def __post_init__(self) -> None:
@@ -158,7 +167,11 @@ class CheckpointWriter(StorageWriter):
                 s.cancelled,
                 s.reached,
             )
-            placed = [place(item, planner, packs, s.staged) for item in items]
+            placed = []
+            for number, item in enumerate(items, start=1):
+                placed.append(place(item, planner, packs, s.staged))
+                if not number % _BREATH:
+                    time.sleep(_PAUSE_S)
         packs.place()
         s.reached(SaveStep.PLACED)
         return placed
@@ -185,8 +198,11 @@ class CheckpointWriter(StorageWriter):
             return {}
         return {(c.digest, c.length): c for _, c in parent.chunks()}
 
-    def draft(self, layout: Layout, placed: Iterable[Placed]) -> None:
-        """Coordinator: make the manifest while the last packs are on their way; tell the peer."""
+    def draft(self, layout: Layout, placed: Iterable[Placed], rngs: Sequence[Any] = ()) -> None:
+        """Coordinator: make the manifest while the last packs are on their way; tell the peer.
+
+        `rngs`: every rank's random state.
+        """
         if self._session is None:
             raise CheckpointError("draft before prepare_global_plan: DCP calls them in order")
         s = self._settings
@@ -200,7 +216,7 @@ class CheckpointWriter(StorageWriter):
             tensors={},
             objects={},
             paths={},
-            about=s.about,
+            about={**s.about, "rng": {str(i): r for i, r in enumerate(rngs) if r is not None}},
         )
         with garbage_pause():
             manifest = complete(head, layout, placed)

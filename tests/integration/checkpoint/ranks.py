@@ -149,7 +149,8 @@ def pipeline(uri: str, folder: Path) -> None:
             assert second.outcome in ("started", "waited", "skipped", "superseded")
             outcomes: list[Any] = [None] * world
             dist.all_gather_object(outcomes, (first.outcome, second.outcome))
-            assert len(set(outcomes)) == 1, outcomes
+            # a rank waits for its own save; whether one is skipped or superseded is agreed on
+            assert when_busy == "wait" or len(set(outcomes)) == 1, outcomes
             checkpoints.wait()
 
 

@@ -13,7 +13,6 @@ import psutil
 import pytest
 import ray
 import torch
-from support import wait_for
 
 from rayburst.checkpoint.checkpointer import Checkpointer
 from rayburst.checkpoint.peers import (
@@ -123,6 +122,8 @@ def test_a_peer_in_another_zone_holds_the_newest_snapshot(cluster: Any, tmp_path
 
 
 def test_a_peer_that_nobody_uses_any_more_ends(cluster: Any, tmp_path: Path) -> None:
+    from support import wait_for  # not above: Ray's workers import this file without the tests'
+
     run = tmp_path.name
     peer = place_peer(run, str(tmp_path), idle_s=1.0)
     process = ray.get(peer.__ray_call__.remote(lambda _: os.getpid()))
