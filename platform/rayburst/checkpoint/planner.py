@@ -12,7 +12,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -156,11 +156,17 @@ class StateSavePlanner(DefaultSavePlanner):
 
 
 def _slices(value: Any) -> int:
-    if type(value) not in (torch.Tensor, torch.nn.Parameter) or value.dim() == 0:
+    if type(value) not in (torch.Tensor, torch.nn.Parameter):
         return 1
-    size: int = value.numel() * value.element_size()
-    slice_bytes = max(SLICE_BYTES, size // _SLICES)
-    return min(int(value.shape[0]), math.ceil(size / slice_bytes))
+    return slices_of(tuple(value.shape), value.numel() * value.element_size())
+
+
+def slices_of(shape: tuple[int, ...], size_bytes: int) -> int:
+    """PURE: into how many runs of rows a replicated tensor is cut; 0 or 1 for not at all."""
+    if not shape:
+        return 1
+    slice_bytes = max(SLICE_BYTES, size_bytes // _SLICES)
+    return min(shape[0], math.ceil(size_bytes / slice_bytes))
 
 
 def _row_items(name: str, tensor: torch.Tensor) -> list[WriteItem]:
@@ -192,34 +198,39 @@ def deal(plans: list[SavePlan]) -> list[SavePlan]:
         for item in plan.items:
             holders.setdefault(item.index, []).append(rank)
             sizes[item.index] = _item_bytes(item)
-    load = [0] * len(plans)
-    chosen: dict[MetadataIndex, int] = {}
-    limit = min(BUNDLE_BYTES, sum(sizes.values()) // (_BUNDLES * len(plans)))
-    bundles = list(_bundles(holders, sizes, limit))
-    for size, members in sorted(bundles, key=lambda b: -b[0]):  # stable: large ones first
-        rank = min(holders[members[0]], key=load.__getitem__)
-        load[rank] += size
-        chosen.update(dict.fromkeys(members, rank))
+    dealt = deal_sizes(list(sizes.values()), list(map(tuple, holders.values())), len(plans))
+    chosen = dict(zip(sizes, dealt, strict=True))
     return [
         dataclasses.replace(plan, items=[i for i in plan.items if chosen[i.index] == rank])
         for rank, plan in enumerate(plans)
     ]
 
 
+def deal_sizes(sizes: Sequence[int], holders: Sequence[tuple[int, ...]], world: int) -> list[int]:
+    """PURE: for each box, of a size in bytes, the one of its holders that writes it."""
+    load = [0] * world
+    chosen = [0] * len(sizes)
+    limit = min(BUNDLE_BYTES, sum(sizes) // (_BUNDLES * world))
+    bundles = list(_bundles(sizes, holders, limit))
+    for size, first, stop in sorted(bundles, key=lambda b: -b[0]):  # stable: large ones first
+        rank = min(holders[first], key=load.__getitem__)
+        load[rank] += size
+        chosen[first:stop] = [rank] * (stop - first)
+    return chosen
+
+
 def _bundles(
-    holders: Mapping[MetadataIndex, list[int]], sizes: Mapping[MetadataIndex, int], limit: int
-) -> Iterator[tuple[int, list[MetadataIndex]]]:
-    """Neighbours with the same holders, up to `limit` bytes; (bytes, boxes) of each bundle."""
-    members: list[MetadataIndex] = []
-    filled = 0
-    for index, ranks in holders.items():
-        if members and (filled + sizes[index] > limit or ranks != holders[members[0]]):
-            yield filled, members
-            members, filled = [], 0
-        members.append(index)
-        filled += sizes[index]
-    if members:
-        yield filled, members
+    sizes: Sequence[int], holders: Sequence[tuple[int, ...]], limit: int
+) -> Iterator[tuple[int, int, int]]:
+    """Neighbours with the same holders, up to `limit` bytes: (bytes, first, one past the last)."""
+    first, filled = 0, 0
+    for number, size in enumerate(sizes):
+        if number > first and (filled + size > limit or holders[number] != holders[first]):
+            yield filled, first, number
+            first, filled = number, 0
+        filled += size
+    if sizes:
+        yield filled, first, len(sizes)
 
 
 def _item_bytes(item: WriteItem) -> int:

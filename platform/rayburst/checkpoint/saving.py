@@ -14,6 +14,7 @@ import msgspec
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
+from rayburst.checkpoint.alike import plan_alike
 from rayburst.checkpoint.drafting import Layout, Piece, Placed, layout_of, pieces_of
 from rayburst.checkpoint.garbage import garbage_pause
 from rayburst.checkpoint.group import Group
@@ -104,6 +105,12 @@ def _plan(
     kept = cache.items if cache.layout == snapshot.layout else None
     if group.everyone(kept is not None) and kept is not None:
         return kept
+    if staged is not None:
+        alike = plan_alike(snapshot, group, staged)
+        if alike is not None:
+            cache.layout, cache.items = snapshot.layout, alike[0]
+            cache.whole = alike[1] if group.rank == 0 else None
+            return alike[0]
     planner.take(snapshot.leaves, snapshot.paths)
     plans = group.together(planner.create_local_plan)
     found: list[Metadata] = []

@@ -29,7 +29,7 @@ import torch
 
 from rayburst.checkpoint.chunks import LARGEST_BYTES, Chunk, Digest
 from rayburst.checkpoint.delivery import Want, deliver
-from rayburst.checkpoint.fetch import fetch, proven
+from rayburst.checkpoint.fetch import GAP_BYTES, fetch, proven
 from rayburst.checkpoint.group import Group
 from rayburst.checkpoint.manifest import Manifest
 from rayburst.checkpoint.store import ObjectStore
@@ -83,14 +83,16 @@ def deal_reads(places: Places, wanted: Bools) -> list[list[Range]]:
     """PURE: for every rank the ranges that it reads for all who want them.
 
     `wanted[rank, i]`: whether the rank wants place `i`. A range is a run of neighbours in one
-    pack, wanted by the same ranks, of at most SLOT_BYTES; it goes to the one of those ranks that
-    has the fewest bytes to read so far. Places that only one rank wants are left out.
+    pack, wanted by the same ranks, of at most SLOT_BYTES with the small gaps between them; it goes
+    to the one of those ranks that has the fewest bytes to read so far. Places that only one rank
+    wants are left out.
     """
     dealt: list[list[Range]] = [[] for _ in range(len(wanted))]
     if not len(places):
         return dealt
     stop = places.offset + places.length
-    joins = (places.pack[1:] == places.pack[:-1]) & (places.offset[1:] == stop[:-1])
+    gap = places.offset[1:] - stop[:-1]
+    joins = (places.pack[1:] == places.pack[:-1]) & (gap >= 0) & (gap <= GAP_BYTES)
     joins &= (wanted[:, 1:] == wanted[:, :-1]).all(axis=0)
     edges = [0, *(np.flatnonzero(~joins) + 1).tolist(), len(places)]
     shared = wanted.sum(axis=0) > 1
@@ -298,7 +300,7 @@ class Ring:
 
 
 class Room:
-    """Reserves a ring's memory on a thread of its own: the kernel clears it, which takes a while."""
+    """Reserves a ring's memory on a thread of its own: the kernel takes a while to clear it."""
 
     def __init__(self, world: int) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rayburst-room")

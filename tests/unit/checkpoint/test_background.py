@@ -190,15 +190,11 @@ def test_flush_with_nothing_to_do_fits(tmp_path: Path) -> None:
 def test_a_steady_save_sends_what_changed_and_plans_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rayburst.checkpoint import planner
+    from rayburst.checkpoint import saving
 
     planned: list[int] = []
-    plain: Callable[..., Any] = planner.StateSavePlanner.create_local_plan
-    monkeypatch.setattr(
-        planner.StateSavePlanner,
-        "create_local_plan",
-        lambda self: (planned.append(1), plain(self))[1],
-    )
+    plain: Callable[..., Any] = saving.plan_alike
+    monkeypatch.setattr(saving, "plan_alike", lambda *args: (planned.append(1), plain(*args))[1])
     many = {f"p{i}": torch.full((1600,), float(i)) for i in range(1000)}
     with Checkpointer(str(tmp_path)) as checkpoints:
         checkpoints.save(many, step=1)
