@@ -154,7 +154,8 @@ PART: dict[str, Any] = {
 def server() -> Iterator[tuple[dict[str, str], Path]]:
     """A fresh S3 server with the bucket `bench`: its clients' environment, and its folder."""
     folder = Path(tempfile.mkdtemp(prefix="rayburst-bench-"))
-    store = S3Server(folder / "s3", address="127.0.0.1", ports=processes.free_ports(PORTS))
+    ports = processes.free_ports(PORTS)
+    store = S3Server(folder / "s3", address="127.0.0.1", ports=ports, volumes=48)
     store.write_config()
     owner = {**os.environ, processes.OWNER_VARIABLE: str(folder)}
     log = folder / "weed.log"

@@ -28,10 +28,16 @@ PORTS = 4
 
 
 class S3Server:
-    """One server: its folder, address and ports. The caller starts and ends the process."""
+    """One server: its folder, address and ports. The caller starts and ends the process.
 
-    def __init__(self, folder: Path, *, address: str, ports: Sequence[int]) -> None:
+    `volumes`: how many GiB it may hold; what was overwritten counts until it is vacuumed.
+    """
+
+    def __init__(
+        self, folder: Path, *, address: str, ports: Sequence[int], volumes: int = 20
+    ) -> None:
         self.folder = folder
+        self._volumes = volumes
         self.address = address
         self.s3_port, self._master, self._volume, self._filer = ports
 
@@ -79,7 +85,7 @@ class S3Server:
             f"-volume.port={self._volume}",
             f"-filer.port={self._filer}",
             "-master.volumeSizeLimitMB=1024",
-            "-volume.max=20",
+            f"-volume.max={self._volumes}",
             "-filer",
             "-filer.disableHttp",  # it would serve every object without a key
             "-s3",
