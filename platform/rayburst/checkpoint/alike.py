@@ -8,7 +8,7 @@ pipeline) is planned by DCP.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 from rayburst.checkpoint.chunks import chunk_bytes_for
 from rayburst.checkpoint.drafting import Layout, Piece
 from rayburst.checkpoint.group import Group
-from rayburst.checkpoint.planner import deal_sizes, slices_of
+from rayburst.checkpoint.planner import slices_of
 from rayburst.checkpoint.staging import HostBuffer, Snapshot
 
 __all__ = ["plan_alike"]
@@ -62,11 +62,25 @@ def plan_alike(
     if leaves is None or not bool((rows == rows[0]).all()):
         return None
     boxes = [box for leaf in leaves for box in _boxes(leaf)]
-    everyone = tuple(range(group.world))
-    sizes = [box.length if box.leaf.dtype else 1 for box in boxes]
-    dealt = deal_sizes(sizes, [everyone] * len(boxes), group.world)
-    mine = [box for box, rank in zip(boxes, dealt, strict=True) if rank == group.rank]
+    dealt = shares([box.length if box.leaf.dtype else 1 for box in boxes], group.world)
+    mine = boxes[dealt[group.rank] : dealt[group.rank + 1]]
     return [_item(box, snapshot, staged) for box in mine], _layout(leaves, snapshot.paths)
+
+
+def shares(sizes: Sequence[int], world: int) -> list[int]:
+    """PURE: where each rank's share of the boxes begins, and the end of the last.
+
+    Shares are runs, so that a rank's bytes lie side by side in its staging memory and are sent from
+    there as they are. They differ by no more than the size of a box.
+    """
+    total = sum(sizes)
+    starts, rank, before = [0], 1, 0
+    for number, size in enumerate(sizes):
+        while rank < world and (before + size / 2) * world > total * rank:
+            starts.append(number)
+            rank += 1
+        before += size
+    return starts + [len(sizes)] * (world + 1 - len(starts))
 
 
 def _describe(leaves: Mapping[str, Any]) -> list[_Leaf] | None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
@@ -146,7 +147,7 @@ class HostBuffer:
         if self._flat.numel() < end or self._flat.numel() > 1.1 * end:
             self._views, self._memory = [], memoryview(b"")
             self._flat = torch.zeros(0, dtype=torch.uint8)  # the old one goes before the new comes
-            self._flat = torch.zeros(end, dtype=torch.uint8, pin_memory=self._device is not None)
+            self._flat = _host_memory(end, pinned=self._device is not None)
         self._memory = memory_of(self._flat) if end else memoryview(b"")
         self._views = [
             self._flat[start : start + t.numel() * t.element_size()].view(t.dtype).view(t.shape)
@@ -170,6 +171,14 @@ class HostBuffer:
             for view, tensor in zip(self._views, tensors, strict=True):
                 view.copy_(tensor, non_blocking=True)
         self._stream.synchronize()
+
+
+def _host_memory(size: int, *, pinned: bool) -> torch.Tensor:
+    if pinned:
+        return torch.zeros(size, dtype=torch.uint8, pin_memory=True)
+    # numpy asks for huge pages where torch does not: the first save touches all of it, and a
+    # fault for each 4 KiB costs more than the copy
+    return torch.from_numpy(np.empty(size, dtype=np.uint8))
 
 
 def _plain(tensor: torch.Tensor) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayburst.checkpoint.alike import shares
 from rayburst.checkpoint.chunks import (
     LARGEST_BYTES,
     SMALLEST_BYTES,
@@ -244,3 +246,15 @@ def test_an_accelerator_copies_on_a_side_stream_and_is_waited_for() -> None:
     once = ["the side stream waits for training", "side stream on", "side stream off"]
     assert told == [*once, "copied: True"] * 2
     assert device.made == 1
+
+
+@given(st.lists(st.integers(0, 1000), max_size=200), st.integers(1, 8))
+def test_shares_are_runs_of_equal_size(sizes: list[int], world: int) -> None:
+    starts = shares(sizes, world)
+    assert len(starts) == world + 1
+    assert (starts[0], starts[-1]) == (0, len(sizes))
+    assert starts == sorted(starts)
+    got = [sum(sizes[a:b]) for a, b in pairwise(starts)]
+    assert sum(got) == sum(sizes)
+    fair, most = sum(sizes) / world, max(sizes, default=0)
+    assert all(abs(share - fair) <= most for share in got)
