@@ -139,6 +139,7 @@ class LaidOut(Prepared):
         self.mesh = _mesh_of_everyone(options, place)
         made = Mesh(self.mesh.layout, device, plan, ranks=self.mesh.ranks)
         self._first, self._device = self.mesh.ranks[0], device
+        self._norm, self._may_skip = 0.0, options.precision == "fp16"
         self.parallel: Parallel | None = None
         held: nn.Module
         if made.place is None:  # something to learn, so that its schedules keep step
@@ -193,8 +194,7 @@ class LaidOut(Prepared):
         """
         norm = 0.0 if self.parallel is None else self.parallel.norm().item()
         self._norm = self.told(norm)
-        skips = self.parallel is not None and self.parallel.may_skip
-        return 0.0 if skips and not math.isfinite(self._norm) else self._norm
+        return 0.0 if self._may_skip and not math.isfinite(self._norm) else self._norm
 
     def learn(self, norm: float) -> None:
         """Clip and step."""
@@ -208,15 +208,16 @@ class LaidOut(Prepared):
         self._optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Any]:
-        """What this rank holds, by the names of the whole model."""
-        mine = {} if self.parallel is None else self.parallel.state()
-        return {**mine, "extras": self.kept()}
+        """What this rank holds, by the names of the whole model; a spare one holds nothing."""
+        if self.parallel is None:
+            return {}
+        return {**self.parallel.state(), "extras": self.kept()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take up what `state` gave and a checkpoint of any layout has filled."""
         if self.parallel is not None:
             self.parallel.load(state)
-        self.take_kept(state["extras"])
+            self.take_kept(state["extras"])
 
     @torch.no_grad()
     def digest(self) -> str:

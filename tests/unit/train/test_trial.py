@@ -16,7 +16,9 @@ from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import NonFiniteError, RunLeftError, SearchError
 from rayburst.train.notices import Notice
 from rayburst.train.search import Rungs, Search, Trial
+from rayburst.train.search.found import Found
 from rayburst.train.search.journal import Journal
+from rayburst.train.search.progress import FAILED, Progress
 from rayburst.train.search.rungs import Standing
 from rayburst.train.search.space import parse_space
 
@@ -112,3 +114,60 @@ def test_a_value_is_written_once_and_a_search_keeps_its_words(tmp_path: Path) ->
     assert journal.values() == {1: {4: 2.5}}
     with pytest.raises(SearchError, match=r"begun with seed=0; now it is 1"):
         journal.begin(search_of(tmp_path, seed=1).identity())
+
+
+class _Stopped(Exception):
+    """What Ray Tune does to a trial that is to stop."""
+
+
+def run_left(search: Search, said: list[str], *, killed_after: int = 999) -> bool:
+    """Run the trials that are left as Tune would, one at a time; False: killed before the end."""
+    journal = Journal(ObjectStore.open(search.folder))
+    journal.begin(search.identity())
+    progress = Progress(search, journal, said.append)
+    heard = 0
+    for number in progress.left():
+
+        def tell(words: dict[str, float], number: int = number) -> None:
+            nonlocal heard
+            heard += 1
+            if heard > killed_after:
+                raise KeyboardInterrupt
+            if progress.hear(number, words):
+                raise _Stopped
+
+        trial = Trial(search, number, journal=journal, tell=tell)
+        try:
+            train(search.settings_of(number), trial)
+            trial.ended()
+        except _Stopped:
+            continue
+        except KeyboardInterrupt:
+            return False
+    return True
+
+
+def test_a_search_that_is_killed_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    calm, killed = (search_of(tmp_path / name, trials=4) for name in ("calm", "killed"))
+    said: list[str] = []
+    assert run_left(calm, said)
+    assert any("is stopped at step 4" in line for line in said)
+    runs = 1
+    while not run_left(killed, [], killed_after=1 + runs):
+        runs += 1
+    assert runs > 2
+    ends = [
+        Found(search=one, values=Journal(ObjectStore.open(one.folder)).values())
+        for one in (calm, killed)
+    ]
+    assert ends[0].best is not None
+    assert ends[0].to_json()["trials"] == ends[1].to_json()["trials"]
+    assert not Progress(killed, Journal(ObjectStore.open(killed.folder)), said.append).left()
+
+
+def test_a_training_function_that_raised_ends_every_trial(tmp_path: Path) -> None:
+    progress = Progress(search_of(tmp_path), Journal(ObjectStore.open(str(tmp_path))), print)
+    assert not progress.hear(0, {"step": 1})
+    assert progress.hear(1, {"step": 0, FAILED: "KeyError: 'x'"})
+    assert progress.hear(0, {"step": 2})
+    assert "trial 1 raised" in progress.failure

@@ -157,11 +157,6 @@ class Parallel:
             self.optimizer.step()
         self._scale.update(is_finite=is_finite)
 
-    @property
-    def may_skip(self) -> bool:
-        """Whether steps are skipped by plan: float16 looks for its scale."""
-        return self._scale.is_used
-
     @torch.no_grad()
     def evaluate(self, inputs: Tensor, targets: Tensor, *, share: float | None = None) -> Tensor:
         """The mean loss over all copies, without learning."""

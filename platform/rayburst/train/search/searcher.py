@@ -26,7 +26,7 @@ from rayburst.errors import NonFiniteError, RunLeftError, SearchError, StoreErro
 from rayburst.train.notices import Notice, NoticeWatcher
 from rayburst.train.search.found import Found
 from rayburst.train.search.journal import Journal
-from rayburst.train.search.rungs import Standing
+from rayburst.train.search.progress import FAILED, Progress, Say
 from rayburst.train.search.settings import Search
 from rayburst.train.search.trial import Trial
 from rayburst.train.telling import connect_to_ray
@@ -35,9 +35,7 @@ from rayburst.train.versions import is_tested_ray
 __all__ = ["search"]
 
 TrainFunction = Callable[[dict[str, Any], Trial], None]
-Say = Callable[[str], None]
 RESULT = "result.json"
-_FAILED = "failed"
 
 
 def search(train: TrainFunction, what: Search, *, say: Say) -> Found:
@@ -48,7 +46,7 @@ def search(train: TrainFunction, what: Search, *, say: Say) -> Found:
     """
     journal = Journal(ObjectStore.open(what.folder))
     goes_on = journal.begin(what.identity())
-    progress = _Progress(what, journal, say)
+    progress = Progress(what, journal, say)
     say(
         f"search {what.run}: {what.trials} trials of {what.rungs.steps} steps, compared at "
         f"{', '.join(map(str, what.rungs.milestones))}; over "
@@ -65,50 +63,10 @@ def search(train: TrainFunction, what: Search, *, say: Say) -> Found:
     return found
 
 
-class _Progress:
-    """What the driver knows, and what it says of it."""
-
-    def __init__(self, what: Search, journal: Journal, say: Say) -> None:
-        self.what, self._journal, self._say = what, journal, say
-        self._values = journal.values()
-        self._standings = self._now()
-        self.failure = ""
-
-    def _now(self) -> list[Standing]:
-        return self.what.rungs.standings(self._values, trials=self.what.trials)
-
-    def left(self) -> list[int]:
-        """Trials that have something left to do, if only their last checkpoint, in their order."""
-        ended = self._journal.ended()
-        return [
-            number
-            for number, standing in enumerate(self._standings)
-            if standing.state != "stopped" and number not in ended
-        ]
-
-    def hear(self, trial: int, result: Mapping[str, Any]) -> bool:
-        """Take up what a trial says; whether it is to stop."""
-        if _FAILED in result:
-            self.failure = f"trial {trial} raised\n{result[_FAILED]}"
-            return True
-        if "value" in result:
-            self._values.setdefault(trial, {})[int(result["step"])] = float(result["value"])
-            before, self._standings = self._standings, self._now()
-            for number, (old, new) in enumerate(zip(before, self._standings, strict=True)):
-                if old != new:
-                    self._tell(number, new)
-        return bool(self.failure) or self._standings[trial].state == "stopped"
-
-    def _tell(self, trial: int, now: Standing) -> None:
-        value = self._values[trial].get(now.rung)
-        words = {"open": "goes on", "stopped": "is stopped", "done": "is done"}[now.state]
-        self._say(f"trial {trial} {words} at step {now.rung} with {value:.4g}")
-
-
 class _TrialOrder(tune.schedulers.FIFOScheduler):  # type: ignore[misc]
     """Trials in their order; what becomes of one is the journal's to say."""
 
-    def __init__(self, progress: _Progress) -> None:
+    def __init__(self, progress: Progress) -> None:
         super().__init__()
         self._progress = progress
 
@@ -121,7 +79,7 @@ class _TrialOrder(tune.schedulers.FIFOScheduler):  # type: ignore[misc]
 class _UntilFailure(tune.Stopper):  # type: ignore[misc]
     """Ends all trials when one has raised."""
 
-    def __init__(self, progress: _Progress) -> None:
+    def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
@@ -132,7 +90,7 @@ class _UntilFailure(tune.Stopper):  # type: ignore[misc]
         return bool(self._progress.failure)
 
 
-def _run(train: TrainFunction, what: Search, progress: _Progress, left: list[int]) -> None:
+def _run(train: TrainFunction, what: Search, progress: Progress, left: list[int]) -> None:
     resources = {"CPU": what.cpus, **({"GPU": 1} if what.use_gpu else {})}
     # trials tell what they know themselves: Tune's own files are worth nothing afterwards
     with (
@@ -196,7 +154,7 @@ def _trainable(train: TrainFunction, what: Search) -> Callable[[dict[str, Any]],
         except (RunLeftError, StoreError):
             raise  # Tune starts it again, on another node or a little later
         except Exception:  # noqa: BLE001 - the user's own mistake; a retry would repeat it
-            tune.report({"step": 0, _FAILED: traceback.format_exc()})
+            tune.report({"step": 0, FAILED: traceback.format_exc()})
         finally:
             watcher.stop()
 
