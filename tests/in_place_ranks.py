@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
-from torch.nn import functional as F
-from training_ranks import GLOBAL_BATCH, Case, Digits, prepared
+from training_ranks import Case, learn
 
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import PeerLostError
@@ -127,16 +126,15 @@ def member(table: Words, name: str, pipes: tuple[Connection, Connection]) -> Non
     )
     options = RunOptions(**case.options, checkpoint_every_s=case.checkpoint_every_s)
     run = Run(options, where, config={}, measure=lambda is_last: {})
-    model = prepared(run, case)
     trained_on = folder / f"samples-{name}.jsonl"
-    for index, x, y in run.batches(Digits(), global_batch=GLOBAL_BATCH, seed=3, epochs=case.epochs):
-        time.sleep(table.slow_s.get(name, 0.0))
-        line = {"step": run.steps_done + 1, "generation": generation[0], "samples": index.tolist()}
+
+    def turn(samples: list[int]) -> None:
+        time.sleep(0.02 + table.slow_s.get(name, 0.0))  # so that events can happen between steps
+        line = {"step": run.steps_done + 1, "generation": generation[0], "samples": samples}
         with trained_on.open("a") as file:
             file.write(f"{json.dumps(line)}\n")
-        run.backward(F.cross_entropy(model(x), y))
-        run.step()
-        time.sleep(0.02)  # so that events can happen between steps
+
+    learn(run, case, turn)
     os._exit(0)
 
 

@@ -97,17 +97,13 @@ def optimizer_of(model: nn.Module, name: str) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=0.01)
 
 
-def prepared(run: Run, case: Case) -> nn.Module:
+def learn(run: Run, case: Case, turn: Callable[[list[int]], None] = lambda samples: None) -> None:
+    """What a user writes; `turn` is called before each backward pass."""
     model = model_of(case.dropout)
     optimizer = optimizer_of(model, case.optimizer)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
     shard = spread if case.spread else None
-    return run.prepare(model, optimizer, schedule, clip_norm=1.0, shard=shard)
-
-
-def learn(run: Run, case: Case, turn: Callable[[list[int]], None] = lambda samples: None) -> None:
-    """What a user writes; `turn` is called before each backward pass."""
-    model = prepared(run, case)
+    model = run.prepare(model, optimizer, schedule, clip_norm=1.0, shard=shard)
     for index, x, y in run.batches(Digits(), global_batch=GLOBAL_BATCH, seed=3, epochs=case.epochs):
         turn(index.tolist())
         loss = F.cross_entropy(model(x), y)

@@ -141,12 +141,14 @@ class HookedTorchTrainer(TorchTrainer):  # type: ignore[misc]
         growth_options: GrowthOptions,
         loss_options: LossOptions,
         in_place: InPlaceOptions | None = None,
+        in_place_resize_s: float = 5.0,
         **options: Any,
     ) -> None:
         super().__init__(train_fn, **options)
         self._growth_options = growth_options
         self._loss_options = loss_options
         self._in_place = in_place
+        self._in_place_resize_s = in_place_resize_s
 
     def _initialize_and_run_controller(self, **options: Any) -> Result:
         # the one place between `fit` and the controller actor; both policies are arguments here
@@ -163,7 +165,11 @@ class HookedTorchTrainer(TorchTrainer):  # type: ignore[misc]
         from rayburst.train.inplace.policy import InPlacePolicy
 
         options["scaling_policy"] = InPlacePolicy(
-            self.scaling_config, self._growth_options, job, rebuild_s=self._in_place.rebuild_s
+            self.scaling_config,
+            self._growth_options,
+            job,
+            rebuild_s=self._in_place.rebuild_s,
+            resize_s=self._in_place_resize_s,
         )
         return self._run_in_place(self._in_place, budget, options)
 

@@ -6,7 +6,7 @@ Collective: every rank of the group makes its entry at the same time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from rayburst.train.course import At, Course
@@ -96,7 +96,7 @@ class Entry:
         if source is not None and self.where.world > 1:
             mine = self._carried(before) if rank == source else None
             found = hand_over(mine, source)
-            at = At(**found["at"])
+            at = self.course.resume("the others' state", found["data"], found["config"])
             if at.step and (not standing.has_state or standing.at.step != at.step):
                 self.prepared.load(found)
             standing.at, standing.metrics, standing.has_state = at, found["metrics"], True
@@ -123,7 +123,8 @@ class Entry:
         """
         standing = self.standing
         words = {
-            "at": asdict(standing.at),
+            "data": self.course.data(standing.at),
+            "config": self.course.words(run=self.where.name, world=self.where.world),
             "metrics": dict(standing.metrics),
             "stays": stays.to_json(stays.since_s) if stays else None,
         }

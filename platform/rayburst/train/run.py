@@ -395,7 +395,9 @@ class Run:
                 self._finish_step()
             with self._trying():
                 self._between_steps(course)
-            if turn.broken or (turn.verdict is not None and turn.verdict.change):
+            is_through = not course.goes_on(self._at) or self._is_stopping
+            changes = turn.verdict is not None and turn.verdict.change and not is_through
+            if turn.broken or changes:
                 if turn.broken:
                     self._log.write("broken", step=self._at.step, error=turn.broken)
                 if not self._meet(course):

@@ -52,11 +52,7 @@ class Spread:
         if dist.is_initialized():
             self._shard(model)
         if not self.has_weights:
-            buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-            model.to_empty(device=self._device)
-            with torch.no_grad():
-                for name, buffer in model.named_buffers():
-                    buffer.copy_(buffers[name])
+            _materialise(model, self._device)
         parameters = dict(model.named_parameters())
         for group, names in zip(self._optimizer.param_groups, self._names, strict=True):
             group["params"] = [parameters[name] for name in names]
@@ -78,6 +74,23 @@ class Spread:
                 zero = torch.zeros((), dtype=parameter.dtype, device=self._device)
                 setattr(module, name, nn.Parameter(zero.expand(parameter.shape), False))
         return made
+
+
+@torch.no_grad()
+def _materialise(model: nn.Module, device: torch.device) -> None:
+    """Give the parameters memory of undefined content; buffers keep theirs, and ties hold."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    places = [
+        (module, name, id(parameter))
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    ]
+    model.to_empty(device=device)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    first: dict[int, nn.Parameter] = {}
+    for module, name, tie in places:
+        setattr(module, name, first.setdefault(tie, getattr(module, name)))
 
 
 def _without_weights(model: nn.Module) -> nn.Module:

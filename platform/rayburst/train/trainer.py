@@ -14,6 +14,8 @@ What it changes about Ray's elastic training:
   restart pays. `resize_interval_s` is the least time between two such looks. The default of 20 s is
   chosen against a restart of 10-15 s: a group trains at least as long as its restart took, and
   nodes that join one by one within a burst cost one restart, not several.
+- `ElasticOptions(recovery="in-place")`: a group whose function uses `start_run` (or
+  `rayburst.train.membership`) is rebuilt in place: its processes and their state stay.
 
 The function learns of notices through `rayburst.train.worker.agreement()`. On a Ray other than the
 tested version only public API is used: stock policies and settings. Ray's own settings
@@ -66,7 +68,7 @@ class ElasticOptions:
     `recovery` is the tier: `in-place` rebuilds a group whose function uses
     `rayburst.train.membership`, and restarts any other; `restart` always restarts the whole group;
     `public` uses public API of Ray alone, as every tier does on a Ray that was not tested.
-    `resize_interval_s`: None is 5 s in place and 20 s else.
+    `resize_interval_s`: None is 5 s where a group is rebuilt in place, 20 s where it restarts.
     `collective_timeout_s`: how long a rank waits for its peers in a collective before it gives up;
     it must cover the slowest rank's loading of data.
     """
@@ -85,15 +87,14 @@ class ElasticOptions:
             raise ValueError(
                 f"ElasticOptions(recovery={self.recovery!r}): give one of {', '.join(RECOVERIES)}"
             )
-        if self.resize_s < 0 or self.collective_timeout_s <= 0:
+        if (self.resize_interval_s or 0.0) < 0 or self.collective_timeout_s <= 0:
             raise ValueError(f"{self}: intervals and time-outs are above 0")
 
-    @property
-    def resize_s(self) -> float:
+    def resize_s(self, *, in_place: bool) -> float:
         """The least time between two looks at whether a larger group would pay."""
         if self.resize_interval_s is not None:
             return self.resize_interval_s
-        return 5.0 if self.recovery == "in-place" else 20.0
+        return 5.0 if in_place else 20.0
 
 
 class ElasticTrainer:
@@ -149,6 +150,7 @@ class ElasticTrainer:
             growth_options=options.growth,
             loss_options=options.losses,
             in_place=options.in_place if is_in_place else None,
+            in_place_resize_s=options.resize_s(in_place=True),
             **arguments,
         )
 
@@ -158,7 +160,7 @@ class ElasticTrainer:
             num_workers=(workers.least, workers.most),
             use_gpu=workers.use_gpu,
             resources_per_worker=workers.resources or None,
-            elastic_resize_monitor_interval_s=options.resize_s,
+            elastic_resize_monitor_interval_s=options.resize_s(in_place=False),
         )
         run = ray.train.RunConfig(
             name=self._run,

@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from in_place_ranks import Event, Table, schedule
 from training_ranks import EPOCHS, GLOBAL_BATCH, SAMPLES, Case, Phase, play, weights_of
 
 from rayburst.checkpoint.checkpointer import Checkpointer
+from rayburst.fleet import processes
 from rayburst.train.run_report import run_report
 
 pytestmark = pytest.mark.timeout(600)
@@ -69,6 +74,85 @@ def test_a_straggler_is_named_and_keeps_its_place(tmp_path: Path) -> None:
     assert not table.lost
 
 
+def test_a_loss_that_is_no_number_is_left_out_and_told_whatever_happens_to_the_group(
+    tmp_path: Path,
+) -> None:
+    case = Case(options={"mode": "exact", "on_nonfinite": "skip"}, poison=20)
+    alone = weights_of(play(case, [Phase(world=1)], tmp_path / "alone"))
+    table = Table(case=case, folder=tmp_path, events=[Event("cut", 5, (0,)), Event("join", 8)])
+    log = table.play(world=2)
+    assert table.told == ["cut", "join"]
+    assert weights_of(log) == alone
+    assert len({r["step"] for r in log if r["kind"] == "nonfinite"}) == EPOCHS
+
+
+@pytest.mark.parametrize("gone_s", [3.0, pytest.param(60.0, marks=pytest.mark.soak)])
+def test_training_goes_on_without_the_store_and_checkpoints_catch_up(
+    tmp_path: Path, s3_server: Any, monkeypatch: pytest.MonkeyPatch, gone_s: float
+) -> None:
+    """A member is lost meanwhile: the others need nothing of the store to go on."""
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    outage = Outage(s3_server.folder, after_step=3, gone_s=gone_s)
+    uri = f"{s3_server.uri}/in-place-{int(gone_s)}"
+    epochs = 40 * EPOCHS if gone_s > 10 else 2 * EPOCHS
+    case = Case(epochs=epochs)
+    table = Table(
+        case=case,
+        folder=tmp_path,
+        uri=uri,
+        env=s3_server.env,
+        events=[Event("cut", 8, (0,))],
+        watch=outage.look,
+    )
+    with outage.over():
+        log = table.play(world=3)
+    alone = weights_of(play(case, [Phase(world=1)], tmp_path / "alone"))
+    assert weights_of(log) == alone
+    assert table.told == ["cut"]
+    assert outage.steps_meanwhile >= 5, "training went on"
+    committed = [r for r in log if r["kind"] == "committed"]
+    assert not [r for r in committed if outage.began_s + 1 < r["t"] < outage.ended_s]
+    assert [r for r in committed if r["t"] > outage.ended_s], "checkpoints catch up"
+    steps = {r["step"] for r in log if r["kind"] == "step"}
+    assert steps == set(range(1, -(-SAMPLES * epochs // GLOBAL_BATCH) + 1)), "no line is lost"
+
+
+class Outage:
+    """The S3 server of `folder` answers nobody for `gone_s`, once `after_step` is done, and until
+    five more steps are.
+    """
+
+    def __init__(self, folder: Path, *, after_step: int, gone_s: float) -> None:
+        self._folder, self._after_step, self._gone_s = folder, after_step, gone_s
+        self._step_then = 0
+        self.began_s = self.ended_s = 0.0
+        self.steps_meanwhile = 0
+
+    def look(self, table: Table) -> None:
+        done = table.steps_done()
+        if not self.began_s and done >= self._after_step:
+            self._signal(signal.SIGSTOP)
+            self.began_s, self._step_then = time.time(), done
+        elif self.began_s and not self.ended_s:
+            self.steps_meanwhile = done - self._step_then
+            if time.time() - self.began_s >= self._gone_s and self.steps_meanwhile >= 5:
+                self.ended_s = time.time()
+                self._signal(signal.SIGCONT)
+
+    @contextmanager
+    def over(self) -> Iterator[None]:
+        """Whatever happens, the server answers afterwards."""
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in processes.owned(self._folder):
+            process.send_signal(number)
+
+
 @pytest.mark.parametrize("seed", [1, *(pytest.param(s, marks=pytest.mark.soak) for s in range(12))])
 def test_fast_mode_trains_on_each_sample_once_an_epoch_whatever_happens(
     tmp_path: Path, seed: int
@@ -86,7 +170,7 @@ def test_fast_mode_trains_on_each_sample_once_an_epoch_whatever_happens(
 
 def test_a_spread_model_loses_no_step_with_notice_and_few_without(tmp_path: Path) -> None:
     """No rank has the state whole: a lost piece comes from the newest checkpoint."""
-    case = Case(options=FAST, optimizer="sgd", dropout=0.0, spread=True)
+    case = Case(options=FAST, optimizer="sgd", dropout=0.0, spread=True, epochs=2 * EPOCHS)
     events = [Event("notice", 3, (0,)), Event("cut", 7, (1,)), Event("join", 10, (0,))]
     table = Table(case=case, folder=tmp_path, events=events)
     log = table.play(world=3)
@@ -94,7 +178,7 @@ def test_a_spread_model_loses_no_step_with_notice_and_few_without(tmp_path: Path
     assert table.steering.generation == 4
     assert len(weights_of(log)) == 1
     counts = Counter(s for samples in table.samples_by_step().values() for s in samples)
-    assert counts == dict.fromkeys(range(SAMPLES), EPOCHS)
+    assert counts == dict.fromkeys(range(SAMPLES), case.epochs)
 
     noticed, cut, joined = (
         next(r for r in log if r["kind"] == "change" and r["generation"] == g) for g in (2, 3, 4)

@@ -85,3 +85,52 @@ def test_workers_that_share_a_node_lose_it_after_one_of_them_ran_out_of_memory(
     assert job.wait() == 0, job.output
     assert weights_of(run.records("end")) == expected
     assert not run.records("leave"), "nobody restarted"
+
+
+def test_a_mistake_on_one_rank_ends_the_job_at_once_with_its_traceback(
+    nodes: Nodes, start: Callable[..., Job], tmp_path: Path
+) -> None:
+    nodes.ensure(2)
+    job = start(JOB, job_config(tmp_path, faults=[{"rank": 1, "step": 5, "what": "raise"}]))
+    assert job.wait() == 1
+    assert (tmp_path / "fault-raise").exists()
+    assert 'raise KeyError("the user\'s own mistake")' in job.output
+    run = Run(f"{tmp_path}/r", job)
+    assert len(run.records("start")) == 2, "two workers, one attempt"
+
+
+@pytest.mark.soak
+def test_all_nodes_at_once_go_on_from_the_store(
+    nodes: Nodes, start: Callable[..., Job], tmp_path: Path, expected: set[str]
+) -> None:
+    nodes.ensure(2)
+    job = start(JOB, job_config(tmp_path, checkpoint_every_s=1))
+    run = Run(f"{tmp_path}/r", job)
+    run.wait("committed", at_least=3)
+    nodes.ensure(0)
+    saved = run.records("committed")[-1]["step"]
+    nodes.ensure(2)
+    assert run.wait("start", at_least=3)[2]["step"] >= saved > 0
+    (tmp_path / "hurry").touch()
+    assert job.wait() == 0, job.output
+    assert weights_of(run.records("end")) == expected
+
+
+@pytest.mark.soak
+def test_a_rank_that_dies_before_a_report_frees_those_who_come_to_it_late(
+    nodes: Nodes, start: Callable[..., Job], tmp_path: Path, expected: set[str]
+) -> None:
+    """Rank 0 measures for seconds, and reports to a group that has lost a member meanwhile."""
+    nodes.ensure(2)
+    faults = [
+        {"rank": 1, "step": 8, "what": "kill", "at": "measure"},
+        {"rank": 0, "step": 8, "what": "slow", "at": "measure"},
+    ]
+    job = start(JOB, job_config(tmp_path, checkpoint_every_s=0.5, faults=faults))
+    run = Run(f"{tmp_path}/r", job)
+    run.wait("change", rank=0, world=1)
+    assert (tmp_path / "fault-kill").exists()
+    assert (tmp_path / "fault-slow").exists()
+    (tmp_path / "hurry").touch()
+    assert job.wait() == 0, job.output
+    assert weights_of(run.records("end")) == expected

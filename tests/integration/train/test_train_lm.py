@@ -30,7 +30,7 @@ from rayburst.train.resizing import GrowthOptions
 from rayburst.train.trainer import ElasticOptions
 
 quick = ElasticOptions(
-    resize_interval_s=4, growth=GrowthOptions(start_patience_s=0, restart_s=0)
+    recovery="restart", resize_interval_s=4, growth=GrowthOptions(start_patience_s=0, restart_s=0)
 )
 config = LMConfig(
     run="shaken", storage=sys.argv[1], least=1, most=3, steps=int(sys.argv[2]), global_batch=16,

@@ -1,6 +1,7 @@
 """Steering one group through its changes: lost, due, called, formed, handed over."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rayburst.train.inplace.messages import Arrival, Look, Pulse, Sight
@@ -128,6 +129,15 @@ def test_a_member_that_hangs_is_lost_in_the_end() -> None:
     assert late.look().lost == []
     late.waiting_s["a"] = 61.0
     assert late.look().lost == ["b"]
+
+
+def test_a_member_that_has_returned_may_be_silent() -> None:
+    cluster = Cluster().formed()
+    cluster.members["b"] = replace(cluster.members["b"], has_returned=True)
+    cluster.silent_s["b"] = 100.0
+    cluster.dead_ports = {"b"}
+    assert cluster.look().lost == []
+    assert not cluster.steering.handed_over
 
 
 def test_a_drained_node_is_used_until_what_leaving_needs() -> None:

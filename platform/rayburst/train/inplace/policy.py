@@ -21,16 +21,23 @@ class InPlacePolicy(hooks.DrainAwarePolicy):
     """Starts joiners, which get ready while the group trains, as soon as that pays.
 
     Nodes that the planner takes back are left at the end of a step. `rebuild_s`: what a change
-    costs until one was measured.
+    costs until one was measured. `resize_s`: the least time between two looks at growth; where a
+    group restarts to grow, its parent's interval counts.
     """
 
     groups: InPlaceGroups  # the controller's
 
     def __init__(
-        self, scaling_config: Any, options: GrowthOptions, submission_id: str, *, rebuild_s: float
+        self,
+        scaling_config: Any,
+        options: GrowthOptions,
+        submission_id: str,
+        *,
+        rebuild_s: float,
+        resize_s: float,
     ) -> None:
         super().__init__(scaling_config, options, submission_id)
-        self._rebuild_s = rebuild_s
+        self._rebuild_s, self._resize_s = rebuild_s, resize_s
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
@@ -51,7 +58,7 @@ class InPlacePolicy(hooks.DrainAwarePolicy):
         nodes = [worker.metadata.node_id for worker in worker_group_state.workers]
         group.revoked = self._ask_planner({*nodes, *group.joiner_nodes})
         now = time.monotonic()
-        if now - self._latest_monitor_time < self.scaling_config.elastic_resize_monitor_interval_s:
+        if now - self._latest_monitor_time < self._resize_s:
             return
         self._latest_monitor_time = now
         unusable = self._unusable()

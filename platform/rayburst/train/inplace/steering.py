@@ -192,7 +192,8 @@ class Steering:
 
     def _find_lost(self, moment: Moment, outcome: Outcome) -> None:
         found = {m.id: "its process ended" for m in moment.members if m.has_died}
-        sights = {m.id: self._look.members.get(m.id) for m in moment.members}
+        # one that has returned need not say any more
+        sights = {m.id: self._look.members.get(m.id) for m in moment.members if not m.has_returned}
         waited_s = max((s.waiting_s for s in sights.values() if s and s.arrival), default=None)
         suspects: dict[str, tuple[str, int]] = {}
         for id_, sight in sights.items():
