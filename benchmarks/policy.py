@@ -166,7 +166,10 @@ def main() -> None:
             f"{d_h:g}h": single_zone(args.traces, replace(settings, changeover_s=d_h * 3600))
             for d_h in (0.2, 0.05, 0.4)
         },
-        "several_zones": side_by_side(args.traces, replace(settings, every_s=2 * 86400.0)),
+        "several_zones": side_by_side(args.traces, replace(settings, every_s=12 * 3600.0)),
+        "several_zones_every_2_days": side_by_side(
+            args.traces, replace(settings, every_s=2 * 86400.0)
+        ),
         "gangs": gangs(args.traces, settings),
     }
     out = ROOT / "benchmarks" / "out" / "policy.json"
