@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from rayburst.fleet.deadline import DeadlinePolicy
 from rayburst.fleet.jobs import JobView, Tenant, Terms
+from rayburst.fleet.outlook import Outlook
 from rayburst.fleet.planner import plan_fleet
 from rayburst.fleet.spec import Market
 from rayburst.fleet.stock import times
@@ -122,6 +123,8 @@ class World:
     failed: dict[str, list[float]] = field(default_factory=dict)
     """Launches that failed since the pool last launched a host that joined."""
     taken: dict[str, float] = field(default_factory=dict)
+    outlook: Outlook | None = None
+    """What is known of spot; None knows nothing."""
     promised: list[tuple[float, str]] = field(default_factory=list)
     """When a host of a pool will be on record."""
     policy: DeadlinePolicy = field(default_factory=DeadlinePolicy)
@@ -135,6 +138,9 @@ class World:
 
     def step(self) -> Plan:
         self._market()
+        if self.outlook is not None:
+            dry = {p.name for p in self.pools if self.dry(p.name, self.now)}
+            self.outlook.observe(self.now, dry)
         self._deliver()
         plan = plan_fleet(self.view(), self.demand(), policy=self.policy, span_any=self.span_any)
         self._check(plan)
@@ -145,6 +151,7 @@ class World:
         return plan
 
     def view(self) -> FleetView:
+        rates = self.outlook.rates() if self.outlook else {}
         pools = [
             replace(
                 p,
@@ -152,6 +159,7 @@ class World:
                 failures=tuple(self.failed.get(p.name, ())),
                 failed_why="no capacity" if self.failed.get(p.name) else "",
                 interrupted_at=self.taken.get(p.name),
+                spot=rates.get(p.name, p.spot),
                 promised=sum(name == p.name for _, name in self.promised),
             )
             for p in self.pools
@@ -164,6 +172,7 @@ class World:
             spent_usd=self.usd,
             pools=pools,
             nodes=[self._node(name, host) for name, host in self.hosts.items()],
+            together=self.outlook.together if self.outlook else None,
         )
 
     def demand(self) -> Demand:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -82,8 +82,10 @@ class Report:
         return {"rows": rows, "mean": self.mean(), "removed": self.removed()}
 
     def table(self) -> Table:
-        """Every row, then the means."""
+        """Every row, by zone and fraction, then the means. A name is said once."""
         excess = self._excess()
+        zones = list(dict.fromkeys(row.zone for row in self.rows))
+        rows = sorted(self.rows, key=lambda row: (zones.index(row.zone), row.fraction))
         lines = [
             (
                 row.zone,
@@ -96,7 +98,7 @@ class Report:
                 _number(row.spot_h, ".1f"),
                 _number(row.on_demand_h, ".1f"),
             )
-            for row in self.rows
+            for row in rows
         ]
         for fraction, by in self.mean().items():
             best = by.get("omniscient")
@@ -109,7 +111,7 @@ class Report:
         if removed:
             shares = ", ".join(f"{float(f):g}: {s:.0%}" for f, s in removed.items())
             note += f" rayburst removes of uniform-progress's excess, by fraction: {shares}."
-        return Table("Replay", _COLUMNS, lines, note)
+        return Table("Replay", _COLUMNS, _said_once(lines), note)
 
     def _excess(self) -> dict[tuple[str, float, str], float]:
         best = {(r.zone, r.fraction): r.cost_ratio for r in self.rows if r.policy == "omniscient"}
@@ -118,6 +120,16 @@ class Report:
             for r in self.rows
             if (r.zone, r.fraction) in best
         }
+
+
+def _said_once(lines: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Zone and fraction only where they change."""
+    shown, before = [], ("", "")
+    for zone, fraction, *cells in lines:
+        at = ("" if zone == before[0] else zone, "" if (zone, fraction) == before else fraction)
+        shown.append((*at, *cells))
+        before = (zone, fraction)
+    return shown
 
 
 def _number(value: float | None, form: str) -> str:
