@@ -47,6 +47,10 @@ def _step(step: int | None) -> list[str]:
     return [] if step is None else ["--step", str(step)]
 
 
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
 def _bytes(size: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
@@ -68,7 +72,7 @@ def ls(uri: Uri) -> None:
     pins = pinned(store)
     damaged: dict[int, str] = {}
     found = list(whole_manifests(store, lambda step, error: damaged.update({step: str(error)})))
-    table = Table(title=f"{uri}: {len(found)} checkpoints")
+    table = Table(title=f"{uri}: {_count(len(found), 'checkpoint')}")
     for column in ("step", "saved", "state", "new", "world", "metrics", ""):
         table.add_column(column, justify="right" if column in ("step", "state", "new") else "left")
     for m in found:
@@ -98,7 +102,8 @@ def show(uri: Uri, step: Step = None) -> None:
     out.print(
         f"[bold]step {m.step}[/bold]  save {m.save}  parent {parent}  sealed {m.sha256[:16]}…"
     )
-    out.print(f"{_bytes(m.state_bytes)} in {len(m.packs())} packs, saved by {m.world} ranks")
+    packs, ranks = _count(len(m.packs()), "pack"), _count(m.world, "rank")
+    out.print(f"{_bytes(m.state_bytes)} in {packs}, saved by {ranks}")
     for word, value in m.about.items():
         if value and word != "rng":
             out.print(f"{word}: {value}")
@@ -142,7 +147,7 @@ def verify(
             failed += not found.whole
             verdict = "[green]whole[/green]" if found.whole else "[red]damaged[/red]"
             size = _bytes(found.read_bytes)
-            bar.print(f"step {number}: {verdict}, {found.chunks} chunks, {size}")
+            bar.print(f"step {number}: {verdict}, {_count(found.chunks, 'chunk')}, {size}")
             for error in found.errors:
                 bar.print(f"  {error}", highlight=False)
     if failed:
@@ -225,9 +230,9 @@ def gc(
         strays = abort_stray_uploads(store, older_than_s=grace, dry_run=not delete)
     verb, moved = ("deleted", "moved") if delete else ("would delete", "would move")
     out.print(
-        f"{verb} {done.deleted_objects} objects, {_bytes(done.deleted_bytes)}; {moved} "
+        f"{verb} {_count(done.deleted_objects, 'object')}, {_bytes(done.deleted_bytes)}; {moved} "
         f"{_bytes(done.moved_bytes)}; spared {_bytes(done.spared_bytes)} (young or in use); "
-        f"{strays} stray multipart uploads"
+        f"{_count(strays, 'stray multipart upload')}"
     )
     out.print(f"stored {_bytes(done.stored_bytes)}, needed {_bytes(done.referenced_bytes)}")
     if not delete:
@@ -278,9 +283,9 @@ def export(
             step,
             folder,
             prefix=prefix,
-            on_file=lambda name, tensors: out.print(f"{name}: {tensors} tensors"),
+            on_file=lambda name, tensors: out.print(f"{name}: {_count(tensors, 'tensor')}"),
         )
-    out.print(f"{len(files)} files in {folder}")
+    out.print(f"{_count(len(files), 'file')} in {folder}")
 
 
 @app.command("import")

@@ -164,7 +164,10 @@ class Patience:
             )
 
     def _ask(self, path: str) -> float | None:
-        request = urllib.request.Request(self._question(path), method="HEAD")
+        try:
+            request = urllib.request.Request(self._question(path), method="HEAD")
+        except BaseError:  # these credentials cannot sign a URL
+            return None
         try:
             with urllib.request.urlopen(request, timeout=self._limits.ask_s):
                 return None

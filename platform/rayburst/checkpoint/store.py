@@ -332,7 +332,7 @@ class ObjectStore:
         return f"{self._prefix}/{key}" if self._prefix else key
 
     def _call(self, key: str, action: Callable[[], T]) -> T:
-        name, patience = f"{self.uri}/{key}", self._patience
+        name, patience = f"{self.uri}/{key}".rstrip("/"), self._patience
         if patience is None:
             return _guard(name, action)
         path = f"{self._prefix}/{key}".strip("/") or "latest.json"

@@ -152,7 +152,7 @@ def test_a_first_save_under_way_is_told_from_nothing(tmp_path: Path) -> None:
     ObjectStore.open(tmp_path).put("packs/save/0-00000", b"x")
     assert "a save that is under way or was killed" in refused("ls", str(tmp_path))
     told = run("gc", str(tmp_path), "--grace", "0", "--delete")
-    assert "deleted 1 objects" in told
+    assert "deleted 1 object," in told
 
 
 def test_a_step_that_is_not_there_and_a_pin_that_is_not(uri: str) -> None:

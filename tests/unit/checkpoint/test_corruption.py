@@ -82,7 +82,7 @@ def swap_a_chunk(data: bytes, other: bytes, at: int) -> bytes:
 DAMAGES: list[Damage] = [flip, truncate, delete, replace, swap_halves, swap_a_chunk, garble]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, suppress_health_check=list(HealthCheck))  # 500 examples in the soak
 @given(
     damage=st.sampled_from(DAMAGES),
     which=st.integers(min_value=0, max_value=10**6),

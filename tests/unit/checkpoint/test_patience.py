@@ -132,3 +132,13 @@ def test_a_store_that_wants_too_long_is_told_of_at_once(busy: str) -> None:
     with pytest.raises(StoreError, match=r"wants no request for another 7 s.*retry_s=5\)"):
         patience(clock, busy, limits).call("k", failing(answer(503)))
     assert clock.slept == []
+
+
+def test_credentials_that_cannot_ask_wait_as_for_any_trouble() -> None:
+    def question(path: str) -> str:
+        raise GenericError("no key to sign with")
+
+    clock = Clock()
+    shared = Patience(LIMITS, question, monotonic=lambda: clock.now, sleep=clock.sleep)
+    assert shared.call("k", failing(answer(429))) == "done"
+    assert 0.1 <= sum(clock.slept) <= 0.5
