@@ -134,3 +134,20 @@ def test_a_rank_that_dies_before_a_report_frees_those_who_come_to_it_late(
     (tmp_path / "hurry").touch()
     assert job.wait() == 0, job.output
     assert weights_of(run.records("end")) == expected
+
+
+@pytest.mark.soak
+def test_a_process_that_hangs_is_ended_and_replaced(
+    nodes: Nodes, start: Callable[..., Job], tmp_path: Path, expected: set[str]
+) -> None:
+    nodes.ensure(2)
+    faults = [{"rank": 1, "step": 5, "what": "hang"}]
+    job = start(JOB, job_config(tmp_path, in_place={"hung_after_s": 5}, faults=faults))
+    run = Run(f"{tmp_path}/r", job)
+    shrunk = run.wait("change", rank=0, world=1)[0]
+    assert (tmp_path / "fault-hang").exists()
+    assert "it hung for 5 s" in shrunk["reason"]
+    run.wait("change", rank=0, world=2)
+    (tmp_path / "hurry").touch()
+    assert job.wait() == 0, job.output
+    assert weights_of(run.records("end")) == expected
