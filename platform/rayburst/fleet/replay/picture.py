@@ -17,12 +17,16 @@ _COLOURS = {
     "on-demand": "on-demand",
     "omniscient": "ink",
 }
+_LEAD = (
+    "What a job cost, over the cost of running all of it on-demand: shorter is cheaper. "
+    "Omniscient knows the future; nothing can cost less without missing the deadline."
+)
 _BAR, _LEFT, _RIGHT, _WIDTH = 18.0, 170.0, 560.0, 640.0
 
 
 def render(report: Report, title: str) -> str:
     """The page as text. Bars are means of zones; the table has every zone."""
-    body = [svg.el("h1", escape(title)), _bars(report)]
+    body = [svg.el("h1", escape(title)), svg.el("p", _LEAD), _bars(report)]
     whole = report.table()
     body += [table(whole.columns, whole.rows), svg.el("p", escape(whole.note))]
     return page(title, body)

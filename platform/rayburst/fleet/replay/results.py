@@ -82,7 +82,7 @@ class Report:
         return {"rows": rows, "mean": self.mean(), "removed": self.removed()}
 
     def table(self) -> Table:
-        """Every row, by zone and fraction, then the means. A name is said once."""
+        """Every row, by zone and fraction, then the means of several zones. A name is said once."""
         excess = self._excess()
         zones = list(dict.fromkeys(row.zone for row in self.rows))
         rows = sorted(self.rows, key=lambda row: (zones.index(row.zone), row.fraction))
@@ -100,7 +100,7 @@ class Report:
             )
             for row in rows
         ]
-        for fraction, by in self.mean().items():
+        for fraction, by in self.mean().items() if len(zones) > 1 else ():
             best = by.get("omniscient")
             for policy, cost in by.items():
                 over = None if best is None else cost - best
