@@ -1,14 +1,15 @@
 """Step throughput of a rayburst run, fast and exact, beside plain DDP under torchrun; and layouts.
 
-    make bench-train                                  # about fifteen minutes on two idle cores
-    python benchmarks/train.py --only modes --add --rounds 3        # a piece; more rounds are added
+    make bench-train                            # about fifteen minutes on two idle cores
+    python benchmarks/train.py --only modes --add --rounds 10       # a piece, added to the others
     python benchmarks/train.py --only layouts
 
-Every round runs the three one after the other, in an order that turns; a round's ratio is taken
-within it. Writes benchmarks/out/train.json: `ratios` has the medians `fast_vs_ddp`, `exact_vs_ddp`
-and `data_wait_share` (of fast mode's step time), and what benchmarks/train_layouts.py found:
-`layouts` (each against torch's own form), `bf16_activation_memory` and `bubble`. `runs` has every
-run of the modes, train_layouts.json those of the layouts.
+The three ways take turns in the same two processes, a few steps each, in an order that rotates; a
+ratio is taken within a round, so what else the machine does changes it little. Writes
+benchmarks/out/train.json: `ratios` has the medians `fast_vs_ddp`, `exact_vs_ddp` and
+`data_wait_share` (of fast mode's step time), and what benchmarks/train_layouts.py found: `layouts`
+(each against torch's own form), `bf16_activation_memory` and `bubble`. `runs` has every round of
+the modes, train_layouts.json those of the layouts.
 """
 
 from __future__ import annotations
@@ -35,43 +36,39 @@ LAYOUTS = Path(__file__).with_name("train_layouts.py")
 OUT = Path(__file__).parent / "out" / "train.json"
 
 
-def measure(mode: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    out = folder / f"{mode}.json"
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """{"rounds": [{way: steps a second}], "wait_share"} of two processes under torchrun."""
+    out = folder / "found.json"
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone",
         f"--nproc-per-node={args.world}", str(RANK),
-        mode, args.preset, str(args.steps), str(args.batch), str(out),
+        args.preset, str(args.rounds), str(args.steps), str(args.batch), str(out),
     ]  # fmt: skip
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{mode} failed:\n{done.stderr[-3000:]}")
-    return {"mode": mode, **json.loads(out.read_text())}
+    if not out.exists():
+        raise SystemExit(f"the ranks failed:\n{done.stderr[-3000:]}")
+    return {"machine": args.machine, **json.loads(out.read_text())}
 
 
 def ratios(runs: list[dict[str, Any]]) -> dict[str, float]:
-    rounds: dict[int, dict[str, dict[str, Any]]] = {}
-    for run in runs:
-        rounds.setdefault(run["round"], {})[run["mode"]] = run
+    """Medians over the rounds of all runs."""
+    rounds = [one for run in runs for one in run["rounds"]]
     found = {
-        f"{mode}_vs_ddp": statistics.median(
-            r[mode]["steps_per_s"] / r["ddp"]["steps_per_s"] for r in rounds.values()
-        )
+        f"{mode}_vs_ddp": statistics.median(one[mode] / one["ddp"] for one in rounds)
         for mode in ("fast", "exact")
     }
-    waits = [run["wait_share"] for run in runs if run["mode"] == "fast"]
-    return {**found, "data_wait_share": statistics.median(waits)}
+    return {**found, "data_wait_share": statistics.median(run["wait_share"] for run in runs)}
 
 
 def show(runs: list[dict[str, Any]], medians: dict[str, float]) -> None:
-    table = Table("mode", "steps/s, every run", "median", "against DDP")
+    table = Table("mode", "steps/s, median", "lowest", "highest", "against DDP")
     for mode in MODES:
-        rates = [run["steps_per_s"] for run in runs if run["mode"] == mode]
+        rates = [one[mode] for run in runs for one in run["rounds"]]
         ratio = medians.get(f"{mode}_vs_ddp")
         table.add_row(
             mode,
-            " ".join(f"{rate:.1f}" for rate in rates),
-            f"{statistics.median(rates):.1f}",
+            *(f"{value:.2f}" for value in (statistics.median(rates), min(rates), max(rates))),
             "" if ratio is None else f"{ratio:.3f}",
         )
     Console().print(table)
@@ -117,25 +114,19 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     p.add_argument("--only", choices=("modes", "layouts"))
     p.add_argument("--add", action="store_true", help="keep the rounds that are there")
-    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--rounds", type=int, default=30)
     p.add_argument("--world", type=int, default=2)
-    p.add_argument("--steps", type=int, default=150)
+    p.add_argument("--steps", type=int, default=10, help="of each way in each round")
     p.add_argument("--batch", type=int, default=32)
     p.add_argument("--preset", default="micro")
+    p.add_argument("--machine", default="quiet", help="what else ran: kept with the run")
     args = p.parse_args()
     OUT.parent.mkdir(exist_ok=True)
     keeps = OUT.exists() and (args.add or args.only == "layouts")
     runs = json.loads(OUT.read_text())["runs"] if keeps else []
     if args.only != "layouts":
-        first = 1 + max((run["round"] for run in runs), default=-1)
-        for number in range(first, first + args.rounds):
-            turn = number % len(MODES)
-            with tempfile.TemporaryDirectory() as folder:
-                runs += [
-                    {"round": number, **measure(mode, args, Path(folder))}
-                    for mode in (*MODES[turn:], *MODES[:turn])
-                ]
-            write(runs, args)
+        with tempfile.TemporaryDirectory() as folder:
+            runs.append(measure(args, Path(folder)))
         show(runs, ratios(runs))
     if args.only != "modes":
         subprocess.run([sys.executable, str(LAYOUTS)], check=True)
