@@ -49,6 +49,8 @@ class Tenure:
     end_ms: int
     stayed: bool = False
     """Its process was in the group before, perhaps at another rank: the group changed in place."""
+    began_ms: int | None = None
+    """When its process began to get ready; None where that is not told."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,6 +186,7 @@ def _tenures(records: Sequence[Event], end_ms: int) -> list[Tenure]:
                 start_ms=at,
                 end_ms=at,
                 stayed=record["kind"] == "change",
+                began_ms=ms(record["began"]) if "began" in record else None,
             )
         elif record["kind"] == "leave" or _departs(record, open_):
             close(record["rank"], at)

@@ -3,10 +3,10 @@
     spent = goodput(records)                 # records of `rayburst.train.runlog`
     spent.seconds["training"] / spent.total_s
 
-A worker's time runs from its start to its end; one that a restart brought back is counted from the
-moment at which the group stopped. Each worker's time is cut at every edge of what is known about it
-and each piece counts once, for the first purpose below that holds then. So the purposes sum to the
-total to the millisecond, whatever the log holds.
+A worker's time runs from when its process began to its end; one that a restart brought back is
+counted from the moment at which the group stopped. Each worker's time is cut at every edge of what
+is known about it and each piece counts once, for the first purpose below that holds then. So the
+purposes sum to the total to the millisecond, whatever the log holds.
 """
 
 from __future__ import annotations
@@ -92,6 +92,8 @@ def _lanes(run: Run) -> list[tuple[Tenure, Interval]]:
         held = [c[0] for c in run.changeovers if c[0] <= tenure.start_ms <= c[1]]
         if tenure.stayed:  # until then its time is that of the rank that it had
             held = []
+        elif tenure.began_ms is not None:
+            held.append(tenure.began_ms)
         begins = max(min(held, default=tenure.start_ms), ended.get(tenure.rank, 0))
         ended[tenure.rank] = tenure.end_ms
         lanes.append((tenure, (min(begins, tenure.end_ms), tenure.end_ms)))
@@ -114,6 +116,6 @@ def _layers(
         "data": [(s.start_ms, s.start_ms + s.wait_ms) for s in kept],
         "training": [(s.start_ms, s.end_ms) for s in kept],
         "checkpoint": blocked,
-        "restarting": list(run.changeovers),
+        "restarting": [*run.changeovers, (span[0], tenure.start_ms)],
         "idle": [span],
     }

@@ -108,6 +108,7 @@ class Run:
         self._engine: Engine | None = None
         self._teller: Teller | None = None
         self._is_stopping = self._is_over = False
+        self._began_s = clock()
         self._left_out = LeftOut(options.on_nonfinite, self._log)
 
     @property
@@ -333,6 +334,7 @@ class Run:
         p = self._where.place
         if kind == "start":
             self._resumed_from = self._at.step
+            words["began"] = self._began_s
         self._log.move(rank=p.rank, world=p.world)
         self._log.write(kind, step=self._at.step, **p.words, **words)
         self._teller = Teller(

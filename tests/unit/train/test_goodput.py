@@ -70,6 +70,18 @@ def test_a_group_that_changes_in_place_counts_each_worker_once_at_whatever_rank(
     assert run_report(log).world_sizes == [2, 1, 2]
 
 
+def test_the_time_in_which_a_worker_gets_ready_is_its_own() -> None:
+    log = [{**start(3, 0, 1), "began": 1.0}, step(4, 0, 1, 1), step(9, 0, 1, 6)]
+    # a joiner gets ready while the other trains; the change itself takes a second
+    log += [{**start(10, 0, 2, step=6), "kind": "change"}]
+    log += [{**start(10, 1, 2, step=6), "began": 5.0}]
+    log += [step(11, r, 2, 7) for r in (0, 1)] + [record(11, "end", 0, 2, step=7)]
+    spent = goodput(log)
+    assert spent.total_s == 10 + 6
+    assert spent.seconds["restarting"] == 2 + 1 + 5
+    assert spent.seconds["training"] == 1 + 1 + 2
+
+
 def test_a_log_without_a_start_accounts_for_nothing() -> None:
     assert goodput([]).total_s == 0
     assert goodput([]).share is None
