@@ -42,6 +42,7 @@ from ray.cluster_utils import Cluster
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks" / "out" / "recovery.json"
+RUNS = OUT.with_suffix(".jsonl")
 SYSTEMS, EVENTS = ("rayburst", "stock"), ("notice", "cut", "growth")
 NOTICE_S = 10.0
 AFTER_STEPS = 20
@@ -200,10 +201,20 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def write(runs: list[dict[str, Any]], arguments: list[str]) -> None:
-    """The result so far."""
+def runs_so_far() -> list[dict[str, Any]]:
+    """Every run that any process has added."""
+    text = RUNS.read_text() if RUNS.exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def add(run: dict[str, Any], arguments: list[str]) -> None:
+    """Keep a run, and write the result so far."""
     import ray
 
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    with RUNS.open("a") as file:  # one short write: processes may run at the same time
+        file.write(json.dumps(run) + "\n")
+    runs = runs_so_far()
     commit = subprocess.run(
         ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
@@ -214,13 +225,13 @@ def write(runs: list[dict[str, Any]], arguments: list[str]) -> None:
         "versions": {"ray": ray.__version__, "torch": torch.__version__},
         "notice_s": NOTICE_S,
     }
-    OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps({**summary(runs), "about": about, "runs": runs}, indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--events", nargs="+", choices=EVENTS, default=list(EVENTS))
     parser.add_argument("--add", action="store_true", help="keep the runs that are there")
@@ -229,9 +240,10 @@ def main() -> None:
     chosen = parser.parse_args()
     os.environ["RAY_AUTH_MODE"] = "disabled"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # so that the cluster ends too
-    runs = json.loads(OUT.read_text())["runs"] if chosen.add and OUT.exists() else []
-    done = {(r["system"], r["event"], r["seed"]) for r in runs}
-    todo = itertools.product(range(chosen.seeds), chosen.events, chosen.systems)
+    if not chosen.add:
+        RUNS.unlink(missing_ok=True)
+    done = {(r["system"], r["event"], r["seed"]) for r in runs_so_far()}
+    todo = itertools.product(range(chosen.first, chosen.seeds), chosen.events, chosen.systems)
     end_s = time.monotonic() + chosen.within
     for seed, event, system in todo:
         if (system, event, seed) in done or time.monotonic() > end_s:
@@ -239,15 +251,14 @@ def main() -> None:
         began_s = time.monotonic()
         run = {**once(system, event, seed), "machine": chosen.machine}
         run["wall_s"] = time.monotonic() - began_s
-        runs.append(run)
-        write(runs, sys.argv[1:])
+        add(run, sys.argv[1:])
         print(
             f"{system:9} {event:7} seed {seed}: gap {run['gap_s']:6.2f} s, "
             f"{run['steps_lost']} steps lost; took {run['wall_s']:.0f} s",
             flush=True,
         )
     for event in EVENTS:
-        ratio = summary(runs).get(f"ratio_{event}")
+        ratio = summary(runs_so_far()).get(f"ratio_{event}")
         print(f"ratio {event}: {'not measured' if ratio is None else f'{ratio:.3f}'}")
 
 
