@@ -107,8 +107,7 @@ class Run:
         self._prepared: Prepared | None = None
         self._engine: Engine | None = None
         self._teller: Teller | None = None
-        self._is_stopping = self._is_over = False
-        self._began_s = clock()
+        self._is_stopping, self._is_over, self._began_s = False, False, clock()
         self._left_out = LeftOut(options.on_nonfinite, self._log)
 
     @property
@@ -353,8 +352,8 @@ class Run:
         self._engine = None
         change = self._entry(course).meet(then=self._build_engine)
         if change.place is None:
-            host = self._where.place.host
-            self._log.write("depart", step=self._at.step, host=host, reason=change.reason)
+            words = {"host": self._where.place.host, "reason": change.reason}
+            self._log.write("depart", step=self._at.step, **words)
             self._close()
             return False
         self._say_where(course, kind, generation=change.generation, reason=change.reason)
@@ -447,8 +446,7 @@ class Run:
             return
         self._keeper.poll()
         if self._teller is not None:
-            keeper, metrics = self._keeper, self._standing.metrics
-            self._teller.step(at.step, turn.loss, metrics, keeper.blocked_s, keeper.between_s)
+            self._teller.step(at.step, turn.loss, self._standing.metrics, self._keeper)
         verdict = turn.verdict
         if verdict is None or not course.goes_on(at) or self._is_stopping:
             return

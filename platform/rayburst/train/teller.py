@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from rayburst.train.progress import Meter, Progress
 
 __all__ = ["Teller"]
 
 _INTERVAL_S = 1.0
+
+
+class Costs(Protocol):
+    """What a keeper has measured, in seconds; None before the first checkpoint."""
+
+    @property
+    def blocked_s(self) -> float | None:
+        """How long training stood still for the last checkpoint."""
+
+    @property
+    def between_s(self) -> float | None:
+        """Mean time between interruptions of this group."""
 
 
 class Teller:
@@ -42,17 +54,8 @@ class Teller:
         self._last_s: float | None = None
         self._step_s: float | None = None
 
-    def step(
-        self,
-        step: int,
-        loss: float,
-        metrics: Mapping[str, Any],
-        checkpoint_s: float | None,
-        between_s: float | None = None,
-    ) -> None:
-        """`step` was done with this mean loss; the last checkpoint blocked for `checkpoint_s`, and
-        an interruption is expected every `between_s`.
-        """
+    def step(self, step: int, loss: float, metrics: Mapping[str, Any], costs: Costs) -> None:
+        """`step` was done with this mean loss, and so far checkpoints and interruptions cost so."""
         now_s = self._clock()
         self._since_s = now_s if self._since_s is None else self._since_s
         self._notice_stop(now_s)
@@ -68,8 +71,8 @@ class Teller:
             val_bits_per_byte=metrics.get("val_bits_per_byte"),
             tokens_per_s=tokens_per_s if self._tokens else None,
             eta_s=eta_s,
-            checkpoint_s=checkpoint_s,
-            between_s=between_s,
+            checkpoint_s=costs.blocked_s,
+            between_s=costs.between_s,
             stopped_s=self._stopped_s,
         )
         is_edge = step in (self._resumed_from + 1, self._steps)

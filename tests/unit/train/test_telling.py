@@ -1,5 +1,7 @@
 """What a run says about itself: throughput, lines, and words in between."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from rayburst.train.narrator import Narrator
@@ -110,7 +112,7 @@ def test_how_long_a_change_in_place_stopped_the_group_is_told_until_the_next_one
 
     def steps(told: Teller, *times: float) -> float | None:
         for clock[0] in times:
-            told.step(1, 1.0, {}, None, between_s=600.0)
+            told.step(1, 1.0, {}, SimpleNamespace(blocked_s=None, between_s=600.0))
         told.tell()
         return published[-1].stopped_s
 
