@@ -33,6 +33,7 @@ from rayburst.train import _ray_hooks as hooks
 from rayburst.train import losses, versions
 from rayburst.train.granted import Granted
 from rayburst.train.grants import Ask, Grant
+from rayburst.train.inplace.policy import InPlacePolicy
 from rayburst.train.losses import LossBudget, LossOptions
 from rayburst.train.resizing import GrowthOptions
 
@@ -338,6 +339,38 @@ def test_a_job_that_waits_frees_the_nodes_of_its_last_group(
     for _ in range(2):
         assert isinstance(job.make_decision_for_non_running_worker_group(), NoopDecision)
     assert ended == ["n2"]
+
+
+def test_so_does_one_whose_group_is_rebuilt_in_place_and_it_asks_for_joiners_too(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = InPlacePolicy(
+        ScalingConfig(num_workers=(1, 4)), GrowthOptions(), "job-1", rebuild_s=2, resize_s=5
+    )
+    made._resize_key, made._progress_key = hooks.resize_key("r"), hooks.progress_key("r")
+    monkeypatch.setattr(made, "_maybe_send_resource_request", lambda: None)
+    monkeypatch.setattr(made, "_get_reserved_resources", cluster.reserved)
+    ended: list[str] = []
+    made.groups = SimpleNamespace(  # type: ignore[assignment]
+        current=SimpleNamespace(
+            is_formed=True,
+            has_heartbeats=True,
+            joining=1,
+            joiner_nodes=["n3"],
+            revoked=set(),
+            let_go=lambda: ended.append("all"),
+        )
+    )
+    cluster.kv["planner"] = b'["host-2"]'
+    cluster.kv["jobs/job-1/grant"] = Grant(hosts=("host-2",), pools={"host": 1}).to_json()
+    assert isinstance(running(made, cluster.group("n1", "n2")), NoopDecision)
+    assert made.groups.current is not None
+    assert made.groups.current.revoked == {"n1", "n3"}, "left in place, at the end of a step"
+    assert ended == []
+    cluster.kv["jobs/job-1/grant"] = Grant().to_json()
+    for _ in range(2):
+        assert isinstance(made.make_decision_for_non_running_worker_group(), NoopDecision)
+    assert ended == ["all"]
 
 
 def test_a_job_counts_its_granted_nodes_whoever_the_coordinator_gave_them_to(
