@@ -109,8 +109,8 @@ def gangs(traces: Path, settings: Settings) -> list[dict[str, object]]:
     runs = [
         ("gang-2023-08", replace(wide, nodes=16, every_s=6 * 3600.0)),
         ("membership/bamboo-p3.csv", replace(wide, nodes=32, work_s=18000.0, every_s=1800.0)),
-        ("membership/segment_hl_15_25.csv", replace(wide, nodes=32, work_s=1800.0)),
-        ("membership/segment_ll_10_11.csv", replace(wide, nodes=18, work_s=1800.0)),
+        ("membership/segment_hl_15_25.csv", replace(wide, nodes=32, work_s=1800.0, every_s=60.0)),
+        ("membership/segment_ll_10_11.csv", replace(wide, nodes=18, work_s=1800.0, every_s=60.0)),
     ]
     found = []
     for name, run in runs:
