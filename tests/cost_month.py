@@ -14,6 +14,7 @@ DAY_MS = 86_400_000
 START_MS = 1_700_000_000_000
 PRICES = {"rack": 0.3517, "spot": 0.9731, "cloud": 3.06, "odd": None}
 MARKETS = {"rack": "on-prem", "spot": "spot", "cloud": "on-demand", "odd": "spot"}
+READ_USD_PER_GB = 0.0907
 TENANTS = ("blue", "green", "")
 
 
@@ -50,6 +51,7 @@ def _life(
             pool=pool,
             market=MARKETS[pool],
             price_usd_per_hour=PRICES[pool],
+            read_usd_per_gb=READ_USD_PER_GB if pool == "spot" else None,
             why="made up",
         )
 
@@ -96,6 +98,9 @@ def _run(rng: random.Random, hosts: list[str]) -> list[dict[str, Any]]:
             for rank in range(len(hosts)):
                 common = {"rank": rank, "world": len(hosts), "step": step + i + 1}
                 records.append({"t": t, "kind": "step", "loss": 2.0, "duration_s": 19.0, **common})
+            read, written = rng.randrange(10**9), rng.randrange(10**9)
+            moved = {"received_bytes": read, "sent_bytes": written}
+            records.append({"t": t, "kind": "traffic", "rank": i % 3, "world": 3, **moved})
         t += 300
         step += 25 if attempt < 2 else 40
     return records

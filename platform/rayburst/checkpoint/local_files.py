@@ -16,13 +16,19 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["put_file", "read_tagged", "staging_files", "swap_file"]
+__all__ = ["put_file", "read_tagged", "size_of", "staging_files", "swap_file"]
 
 _serial = itertools.count()
 _STAGING = re.compile(r"#\d+$")
 
 
 Buffers = bytes | memoryview | Sequence[bytes | memoryview]
+
+
+def size_of(data: Buffers) -> int:
+    """Bytes of one buffer or of several together."""
+    parts = [data] if isinstance(data, bytes | memoryview) else data
+    return sum(memoryview(part).nbytes for part in parts)
 
 
 FileTag = tuple[str, None]

@@ -29,8 +29,9 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
 from rayburst.checkpoint._store_errors import translate
-from rayburst.checkpoint.local_files import Buffers, put_file, read_tagged, swap_file
+from rayburst.checkpoint.local_files import Buffers, put_file, read_tagged, size_of, swap_file
 from rayburst.checkpoint.patience import Limits, Patience
+from rayburst.checkpoint.traffic import TRAFFIC
 from rayburst.errors import ObjectNotFoundError, StoreError
 
 __all__ = ["ObjectInfo", "ObjectStore", "StoreOptions", "Tag", "local_path"]
@@ -164,7 +165,8 @@ class ObjectStore:
     def get_buffer(self, key: str) -> memoryview:
         """The whole object without a copy into Python bytes: for large ones."""
         path = self._path(key)
-        return self._call(key, lambda: memoryview(obstore.get(self._backend, path).bytes()))
+        data = self._call(key, lambda: memoryview(obstore.get(self._backend, path).bytes()))
+        return self._received(data)
 
     def get_tagged(self, key: str) -> tuple[bytes, Tag]:
         """The whole object, and what `replace` needs to know of it."""
@@ -195,7 +197,7 @@ class ObjectStore:
             return memoryview(data)
 
         try:
-            return self._call(key, read)
+            return self._received(self._call(key, read))
         except ObjectNotFoundError:
             raise
         except StoreError:
@@ -246,6 +248,7 @@ class ObjectStore:
         for attempt in range(_UPLOAD_TRIES):
             try:
                 done = self._call(key, send)
+                TRAFFIC.add(sent_bytes=size_of(data))
                 return Tag(done.get("e_tag"), done.get("version"))
             except StoreError as error:
                 # the client takes a 400 as final, but wrong bytes on the wire are an accident
@@ -316,6 +319,11 @@ class ObjectStore:
         """When the object was written, by the store's clock; None where there is none."""
         found = self._head(key)
         return None if found is None else found["last_modified"]
+
+    def _received(self, data: memoryview) -> memoryview:
+        if self._root is None:
+            TRAFFIC.add(received_bytes=data.nbytes)
+        return data
 
     def _head(self, key: str) -> Any:
         path = self._path(key)

@@ -26,6 +26,7 @@ from typing import Protocol
 from rayburst.cost.apportion import apportion
 from rayburst.cost.entries import NOBODY, Entry, Line, Owner, added, nano_of
 from rayburst.cost.facts import Facts, Hold, dominant_shares
+from rayburst.cost.moved import Moved, moved_entries, read_moved
 from rayburst.report.history import Interval, NodeLife, Run, merged, node_lives, read_run
 from rayburst.report.spend import blocked_on_checkpoints, layers
 
@@ -92,6 +93,7 @@ class Story:
     lives: Sequence[NodeLife]
     holds: Mapping[str, Sequence[Hold]]
     runs: Sequence[tuple[Owner, Run, Mapping[int, Sequence[Interval]]]]
+    moved: Sequence[Moved]
     facts: Facts
     _on: dict[tuple[str, int], _Runs] = field(default_factory=dict)  # worked out when asked for
 
@@ -110,6 +112,7 @@ def tell(facts: Facts) -> Story:
     for hold in facts.holds:
         by_node[hold.node].append(hold)
     runs = []
+    moved: list[Moved] = []
     for name in sorted(facts.runs):
         run, blocked = read_run(facts.runs[name]), blocked_on_checkpoints(facts.runs[name])
         owner = _owner_of(run, by_node)
@@ -118,7 +121,8 @@ def tell(facts: Facts) -> Story:
             for hold in _tenures_as_holds(run, owner):
                 by_node[hold.node].append(hold)
         runs.append((owner, run, blocked))
-    return Story(lives=lives, holds=by_node, runs=runs, facts=facts)
+        moved += read_moved(facts.runs[name], run, lives, owner)
+    return Story(lives=lives, holds=by_node, runs=runs, moved=moved, facts=facts)
 
 
 def attribute(story: Story, *, prices: Prices, period: Interval, now_ms: int) -> list[Entry]:
@@ -128,7 +132,8 @@ def attribute(story: Story, *, prices: Prices, period: Interval, now_ms: int) ->
         span = (max(period[0], life.requested_ms), min(period[1], life.end_ms(now_ms)))
         if span[1] > span[0]:
             found += _entries(life, span, story, prices, period)
-    return added([*found, *_charged(story.facts, period)])
+    charged = _charged(story.facts, period)
+    return added([*found, *charged, *moved_entries(story.moved, period)])
 
 
 def _charged(facts: Facts, period: Interval) -> Iterator[Entry]:

@@ -13,6 +13,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import requests
 
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.cost.bill import make_bill
-from rayburst.cost.entries import Entry, Owner
+from rayburst.cost.entries import Entry, Owner, nano_of
 from rayburst.cost.facts import Charge, Hold
 from rayburst.cost.ledger import PERIOD_MS, Ledger
 from rayburst.cost.metrics import FleetMetrics, Sample
@@ -37,6 +39,7 @@ _LOOK_S = 5.0
 _SETTLE_S = 60.0
 _SAMPLE_S = 10.0
 _RPC_S = 5.0
+_MONTH_MS = 730 * 3_600_000
 # Ray's head keeps 100,000 finished tasks; to render those every time takes half a core.
 _LIVING = (("state", "=", "ALIVE"),)
 _UNDER_WAY = (
@@ -132,6 +135,7 @@ class Bookkeeper:
     def _count_stored(self, now_ms: int) -> None:
         """One charge a run and period: the bytes it keeps, for the length of a period."""
         start = now_ms - now_ms % PERIOD_MS
+        usd_per_gb_month = self._fleet.spec().object_store.usd_per_gb_month
         for run in self._store.folders("runs"):
             key = f"{CHARGES}{start:015d}-storage-{run}.json"
             if self._store.exists(key):
@@ -144,12 +148,20 @@ class Bookkeeper:
                 purpose="storage",
                 quantity=size * (PERIOD_MS // 1000),
                 unit="byte-seconds",
-                nano_usd=None,
+                nano_usd=_kept_nano(size, usd_per_gb_month),
             )
             try:
                 self._store.put(key, json.dumps(asdict(charge)).encode(), if_absent=True)
             except ObjectExistsError:
                 continue  # another bookkeeper counted it
+
+
+def _kept_nano(size_bytes: int, usd_per_gb_month: float | None) -> int | None:
+    """What so many bytes cost for one period; a month is 730 hours, as clouds count it."""
+    if usd_per_gb_month is None:
+        return None
+    gb_months = Fraction(size_bytes * PERIOD_MS, 10**9 * _MONTH_MS)
+    return nano_of(gb_months * Fraction(Decimal(str(usd_per_gb_month))))
 
 
 class _Asker:

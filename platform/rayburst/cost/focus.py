@@ -25,7 +25,8 @@ from rayburst.fleet.spec import Market
 _UNITS: Mapping[str, tuple[str, Decimal]] = {
     "ms": ("Hours", Decimal(3_600_000)),
     "byte-seconds": ("GB-Hours", Decimal(3_600 * 10**9)),
-    "bytes": ("GB", Decimal(10**9)),
+    "bytes read": ("GB", Decimal(10**9)),
+    "bytes written": ("GB", Decimal(10**9)),
 }
 """The ledger's units as FOCUS writes them, and how many of ours are one of theirs."""
 _NULLS = (

@@ -365,7 +365,7 @@ def _give_back_hosts(fleet: FleetDir, clock: Callable[[], float]) -> None:
             if host.lives:
                 pool.terminate(host.id, why="the fleet went down")
         for host in pool.hosts():
-            for event in events_of(host, spec.pool(pool.name).market):
+            for event in events_of(host, spec.pool(pool.name)):
                 log.append(event)
             pool.forget(host.id)
     log.flush()

@@ -131,8 +131,7 @@ class Agent:
 
     def _journal(self, hosts: list[Host]) -> None:
         for host in hosts:
-            market = self._spec.pool(host.pool).market
-            for event in events_of(host, market):
+            for event in events_of(host, self._spec.pool(host.pool)):
                 if event.key not in self._journalled:
                     self._log.append(event)
                     self._journalled[event.key] = event

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -50,6 +50,8 @@ class NodeEvent:
         t: unix seconds at which it happened, not at which it was written.
         price_usd_per_hour: price of the node when it was launched; None is unknown.
         deadline: unix seconds; only with a notice.
+        read_usd_per_gb, write_usd_per_gb: price of a GB that the node reads from the object store
+            and writes to it; None is unknown.
     """
 
     t: float
@@ -60,10 +62,15 @@ class NodeEvent:
     price_usd_per_hour: float | None
     why: str
     deadline: float | None = None
+    read_usd_per_gb: float | None = None
+    write_usd_per_gb: float | None = None
 
     @property
     def key(self) -> str:
         return f"{_PREFIX}{round(self.t * 1000):015d}-{self.node}-{self.kind}.json"
+
+
+_FIELDS = frozenset(field.name for field in fields(NodeEvent))
 
 
 class Journal(Generic[R]):
@@ -129,5 +136,6 @@ class EventLog(Journal[NodeEvent]):
 
 
 def _parse(data: bytes) -> NodeEvent:
+    """A log outlives the version that wrote it: what is not known is passed over."""
     raw: dict[str, Any] = json.loads(data)
-    return NodeEvent(**raw)
+    return NodeEvent(**{name: raw[name] for name in raw if name in _FIELDS})

@@ -146,3 +146,13 @@ Rate = Annotated[
     _quantity(units.rate_usd_per_hour),
     _written(units.RATE_PATTERN, "0.35 USD/h"),
 ]
+TrafficRate = Annotated[
+    Annotated[float, Field(ge=0, allow_inf_nan=False)] | None,
+    _quantity(units.usd_per_gb),
+    _written(units.TRAFFIC_PATTERN, "0.09 USD/GB"),
+]
+StorageRate = Annotated[
+    Annotated[float, Field(ge=0, allow_inf_nan=False)] | None,
+    _quantity(units.usd_per_gb_month),
+    _written(units.STORAGE_PATTERN, "0.023 USD/GB-month"),
+]

@@ -171,7 +171,7 @@ def new_tags(host: Host, node: RayNode | None, now: float) -> dict[str, str]:
     return tags
 
 
-def events_of(host: Host, market: str) -> Iterator[NodeEvent]:
+def events_of(host: Host, pool: PoolSpec) -> Iterator[NodeEvent]:
     """The node events that a host's record stands for, in order. Same record, same events."""
 
     def event(kind: str, t: float, why: str, deadline: float | None = None) -> NodeEvent:
@@ -180,10 +180,12 @@ def events_of(host: Host, market: str) -> Iterator[NodeEvent]:
             kind=kind,  # type: ignore[arg-type]  # one of EventKind by the calls below
             node=host.id,
             pool=host.pool,
-            market=market,
+            market=pool.market,
             price_usd_per_hour=host.price_usd_per_hour,
             why=why,
             deadline=deadline,
+            read_usd_per_gb=pool.traffic.read_usd_per_gb,
+            write_usd_per_gb=pool.traffic.write_usd_per_gb,
         )
 
     yield event("requested", host.requested_at, host.why)

@@ -78,6 +78,17 @@ class Hosts(Part):
         return given
 
 
+class Traffic(Part):
+    """What moving a GB (10^9 bytes) between a host of a pool and the object store costs."""
+
+    read_usd_per_gb: fields.TrafficRate = Field(
+        default=None, validation_alias="read", description="a GB that a host reads from the store"
+    )
+    write_usd_per_gb: fields.TrafficRate = Field(
+        default=None, validation_alias="write", description="a GB that a host writes to the store"
+    )
+
+
 class PoolSpec(Part):
     """Hosts of one kind, place and market. Ray sees one node type of the pool's name."""
 
@@ -106,6 +117,11 @@ class PoolSpec(Part):
         default=0.0,
         validation_alias="shortest_paid",
         description="the least time that a host is paid for; an idle host stays that long",
+    )
+    traffic: Traffic = Field(
+        default=Traffic(),
+        description="prices of traffic with the object store; unknown if absent",
+        examples=["{read: 0.09 USD/GB, write: 0 USD/GB}"],
     )
     hosts: Hosts = Field(description="how many", examples=["{min: 0, max: 2}"])
     ec2: Ec2Spec | None = Field(
@@ -210,6 +226,11 @@ class ObjectStoreSpec(Part):
     uri: fields.BucketUri | None = Field(default=None, description="bucket and folder")
     endpoint: fields.Endpoint | None = Field(
         default=None, description="server of the bucket, where it is not AWS"
+    )
+    usd_per_gb_month: fields.StorageRate = Field(
+        default=None,
+        validation_alias="price",
+        description="price of a GB (10^9 bytes) kept for a month; unknown if absent",
     )
 
     @model_validator(mode="before")

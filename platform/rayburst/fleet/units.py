@@ -20,6 +20,8 @@ MEMORY_PATTERN = f"^{NUMBER} ?(?:{'|'.join(_BYTES)})$"
 DURATION_PATTERN = f"^{NUMBER} ?(?:{'|'.join(_SECONDS)})$"
 MONEY_PATTERN = f"^{NUMBER} USD$"
 RATE_PATTERN = f"^(?:{NUMBER} USD/h|unknown)$"
+TRAFFIC_PATTERN = f"^(?:{NUMBER} USD/GB|unknown)$"
+STORAGE_PATTERN = f"^(?:{NUMBER} USD/GB-month|unknown)$"
 UNKNOWN = "unknown"
 
 _SPLIT = re.compile(rf"^\s*\$?\s*({NUMBER})\s*(.*?)\s*$", re.DOTALL)
@@ -77,6 +79,28 @@ def rate_usd_per_hour(given: object) -> float | None:
     if text.lower() == UNKNOWN or given is None:
         fix = UNKNOWN
     raise UnitError("a price is a number with USD/h, or the word unknown", fix)
+
+
+def usd_per_gb(given: object) -> float | None:
+    """`0.09 USD/GB` to dollars a GB (10^9 bytes), `unknown` to None. Raises UnitError."""
+    return _per_gb(given, "USD/GB", TRAFFIC_PATTERN, "a price of traffic")
+
+
+def usd_per_gb_month(given: object) -> float | None:
+    """`0.023 USD/GB-month` to dollars a GB and month, `unknown` to None. Raises UnitError."""
+    return _per_gb(given, "USD/GB-month", STORAGE_PATTERN, "a price of storage")
+
+
+def _per_gb(given: object, unit: str, pattern: str, what: str) -> float | None:
+    text = str(given)
+    if isinstance(given, str) and re.fullmatch(pattern, text):
+        return None if text == UNKNOWN else float(_parts(text)[0])
+    number, meant = _parts(text)
+    money = meant.partition("/")[0]
+    fix = f"{number} {unit}" if number and _means_dollars(money) else None
+    if text.lower() == UNKNOWN or given is None:
+        fix = UNKNOWN
+    raise UnitError(f"{what} is a number with {unit}, or the word unknown", fix)
 
 
 def written_bytes(size_bytes: int) -> str:

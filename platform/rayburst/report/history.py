@@ -32,6 +32,9 @@ class NodeLife:
     draining_ms: int | None = None
     gone_ms: int | None = None
     why_gone: str = ""
+    read_usd_per_gb: float | None = None
+    write_usd_per_gb: float | None = None
+    """Of what it reads from the object store and writes to it."""
 
     def end_ms(self, horizon_ms: int) -> int:
         """When it went, or the horizon while it is still there."""
@@ -124,11 +127,14 @@ def node_lives(events: Sequence[Event]) -> list[NodeLife]:
 
 def _born(event: Event, at: int) -> NodeLife:
     price = event.get("price_usd_per_hour")
+    read, write = event.get("read_usd_per_gb"), event.get("write_usd_per_gb")
     return NodeLife(
         node=str(event["node"]),
         pool=str(event.get("pool", "")),
         market=str(event.get("market", "")),
         price_usd_per_hour=None if price is None else float(price),
+        read_usd_per_gb=None if read is None else float(read),
+        write_usd_per_gb=None if write is None else float(write),
         requested_ms=at,
     )
 

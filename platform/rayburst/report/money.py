@@ -76,7 +76,7 @@ def in_words(statement: Statement) -> str:
     if vain:
         most = max(vain, key=lambda purpose: vain[purpose])
         words += f" Most of the rest: {PURPOSES[most]}, {numbers.usd(float(vain[most]))}."
-    if not statement.is_complete:
+    if statement.unpriced_hours:
         words += f" {statement.unpriced_hours:.2f} node-hours have no known price and no bar."
     return words
 

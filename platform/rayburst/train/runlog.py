@@ -8,6 +8,8 @@ Objects are `log/<start_ms>-<rank>-<seq>.jsonl` in the run's folder, written by 
 at least each second and never changed after. `write` only appends to a list: it
 waits for nothing. While the store cannot be reached the lines stay in memory and the next flush
 takes them along; beyond `keep_lines` the oldest step records go first, and a record says how many.
+What this process moves to and from object stores while the log is open is told in `traffic`
+records, for the ledger.
 
 A process that is killed loses at most its last second. The module knows nothing of what the records
 mean.
@@ -24,6 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from rayburst.checkpoint.store import ObjectStore
+from rayburst.checkpoint.traffic import TRAFFIC
 from rayburst.errors import StoreError
 
 __all__ = ["FLUSH_INTERVAL_S", "RunLog", "RunLogReader", "read", "read_folder"]
@@ -31,6 +34,7 @@ __all__ = ["FLUSH_INTERVAL_S", "RunLog", "RunLogReader", "read", "read_folder"]
 FLUSH_INTERVAL_S = 1.0
 _READERS = 8
 _FOLDER = "log"
+_TRAFFIC_BYTES = 2**16  # less is told with what comes later
 Record = dict[str, Any]
 _logger = logging.getLogger(__name__)
 
@@ -60,6 +64,7 @@ class RunLog:
         self._lock = threading.Lock()  # of the list; never held while the store is asked
         self._flushing = threading.Lock()
         self._closing = threading.Event()
+        TRAFFIC.take()  # what was moved before is of no run
         self._thread = threading.Thread(target=self._run, name="run-log", daemon=True)
         self._thread.start()
 
@@ -76,17 +81,14 @@ class RunLog:
 
     def write(self, kind: str, **fields: Any) -> None:
         """Add a record; `t`, `rank` and `world` are filled in."""
-        record = {
-            "t": self._clock(),
-            "kind": kind,
-            "rank": self._rank,
-            "world": self._world,
-            **fields,
-        }
+        record = {**self._record(kind), **fields}
         with self._lock:
             self._pending.append(record)
             if len(self._pending) > self._keep_lines:
                 self._forget_one()
+
+    def _record(self, kind: str) -> Record:
+        return {"t": self._clock(), "kind": kind, "rank": self._rank, "world": self._world}
 
     def move(self, *, rank: int, world: int) -> None:
         """From now on this process is another rank."""
@@ -100,6 +102,11 @@ class RunLog:
                 lost, self._lost = self._lost, 0
             if not batch:
                 return True
+            least = 1 if self._closing.is_set() else _TRAFFIC_BYTES
+            sent, received = TRAFFIC.take(at_least=least)
+            if sent or received:
+                moved = {"sent_bytes": sent, "received_bytes": received}
+                batch.append({**self._record("traffic"), **moved})
             if lost:
                 batch.append({**batch[-1], "kind": "lines-lost", "lines": lost})
             body = "".join(json.dumps(record) + "\n" for record in batch).encode()

@@ -15,6 +15,7 @@ from training_cluster import Job, Nodes, Run
 from training_ranks import Case, Phase, on_ray, play, weights_of
 
 from rayburst.checkpoint.store import ObjectStore
+from rayburst.train import runlog
 from rayburst.train.submitted import pack
 from rayburst.train.trained import load_model
 
@@ -167,6 +168,12 @@ def test_s3_data_and_storage_and_the_same_run_again(
     assert "from step 4" in again.output
     assert again.result()["steps"] == 7
     assert load_model(f"{s3_server.uri}/runs/bears")[1]["data"]["samples"] == 28
+
+    moved = [r for r in runlog.read(store, "bears") if r["kind"] == "traffic"]
+    kept = sum(i.size_bytes for i in store.list("runs/bears") if "/log/" not in i.key)
+    assert sum(r["sent_bytes"] for r in moved) >= kept, "all that it keeps was sent, and counted"
+    corpus = store.size("corpus/part-0.parquet")
+    assert sum(r["received_bytes"] for r in moved) >= 2 * corpus, "each start reads it"
 
 
 def test_a_function_from_a_notebook_ends_on_ray_with_the_weights_of_one_process(

@@ -8,7 +8,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from cost_month import DAY_MS, START_MS, month
+from cost_month import DAY_MS, READ_USD_PER_GB, START_MS, month
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
@@ -74,6 +74,9 @@ def raw_total_nano(facts: Facts, now_ms: int) -> int:
             lived = ends.get(node, now_ms) - round(event.t * 1000)
             price = Fraction(Decimal(str(event.price_usd_per_hour)))
             total += round(lived * price * NANO / 3_600_000)
+    per_gb = Fraction(Decimal(str(READ_USD_PER_GB)))
+    for record in (r for run in facts.runs.values() for r in run if r["kind"] == "traffic"):
+        total += round(record["received_bytes"] * per_gb)  # 10^-9 GB at 10^9 nano-dollars
     return total
 
 
@@ -82,7 +85,7 @@ def total_nano(entries: list[Entry]) -> int:
 
 
 def node_ms(entries: list[Entry]) -> int:
-    return sum(entry.quantity for entry in entries if entry.line.node)
+    return sum(entry.quantity for entry in entries if entry.line.unit == "ms")
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.soak) for s in (1, 2))])
@@ -96,6 +99,12 @@ def test_a_month_sums_to_its_raw_events(seed):
     assert node_ms(entries) == sum(x.end_ms(END_MS) - x.requested_ms for x in lives)
     assert {entry.line.purpose for entry in entries} >= {"useful", "lost", "restarting", "idle"}
     assert {entry.line.purpose for entry in entries} <= set(PURPOSES)
+    moved = [r for r in facts.runs["first"] if r["kind"] == "traffic"]
+    for unit, field in (("bytes read", "received_bytes"), ("bytes written", "sent_bytes")):
+        lines = [e for e in entries if e.line.unit == unit]
+        assert sum(e.quantity for e in lines) == sum(r[field] for r in moved)
+        assert {e.line.owner.job for e in lines} == {"trains"}
+        assert all((e.nano_usd is None) == (unit == "bytes written") for e in lines)
     unknown = [e for e in entries if e.line.pool == "odd"]
     assert unknown and all(e.nano_usd is None for e in unknown), "unknown is not zero"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -39,6 +40,10 @@ def entry(job: str, nano_usd: int | None, purpose: str = "useful") -> Entry:
     return Entry(line=line, quantity=3_600_000, nano_usd=nano_usd)
 
 
+def words(told: object) -> str:
+    return " ".join(str(told).split())
+
+
 @pytest.mark.parametrize("by", KEYS)
 def test_rows_sum_to_the_total_to_the_cent(entries, by):
     told = make_statement(entries, by=by)
@@ -68,6 +73,19 @@ def test_unknown_prices_are_hours_and_no_dollars():
     assert (row.usd, row.unpriced_hours, row.node_hours) == (Decimal("1.00"), 1.0, 2.0)
     assert make_statement([entry("a", None)]).usd == 0
     assert make_statement([]).rows == []
+
+
+def test_traffic_is_told_beside_what_is_typical_and_unknown_gigabytes_are_no_dollars():
+    paid = entry("a", 9 * 10**9)
+    one = entry("a", 10**9, "transfer")
+    read = replace(one, line=replace(one.line, unit="bytes read"), quantity=5 * 10**9)
+    told = make_statement([paid, read])
+    assert (told.moved_gb, told.network_share, told.is_complete) == (5.0, 0.1, True)
+    assert told.rows[0].node_hours == 1
+    assert "5.000 GB moved between hosts and the store, 10.0% of all" in words(told)
+    unknown = make_statement([paid, replace(read, nano_usd=None)])
+    assert (unknown.unpriced_gb, unknown.network_share) == (5.0, None)
+    assert "5.000 GB of traffic whose price is not known" in words(unknown)
 
 
 def test_an_unknown_key_names_the_known_ones(entries):

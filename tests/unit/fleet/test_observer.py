@@ -137,7 +137,7 @@ def test_a_host_record_gives_the_same_events_every_time():
         gone_at=180.2,
         gone_why="taken: reclaim",
     )
-    events = list(events_of(ended, "spot"))
+    events = list(events_of(ended, SPEC.pool("spot-a")))
     assert [(e.t, e.kind) for e in events] == [
         (100.0, "requested"),
         (110.0, "up"),
@@ -146,4 +146,4 @@ def test_a_host_record_gives_the_same_events_every_time():
         (180.2, "gone"),
     ]
     assert events[2].deadline == 180.0
-    assert events == list(events_of(ended, "spot"))
+    assert events == list(events_of(ended, SPEC.pool("spot-a")))
