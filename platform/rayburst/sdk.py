@@ -430,6 +430,17 @@ class Platform:
             sleep=time.sleep,
         )
 
+    def undeploy(self, name: str = "default", *, timeout_s: float = 60.0) -> None:
+        """Take a Serve application away and wait until it is gone; others stay.
+
+        Raises:
+            DeployError: there is none of that name, or it is still there after `timeout_s`.
+        """
+        from rayburst.serve.deploy import delete
+
+        self._local("undeploy()")
+        delete(self.dashboard_url, self._token, name=name, timeout_s=timeout_s)
+
     def _local(self, call: str) -> FleetDir:
         if self._fleet is None:
             raise FleetNotFoundError(
