@@ -22,8 +22,10 @@ from rayburst.cost.memory import (
 )
 from rayburst.cost.prices import Catalogue, Offer, Price
 from rayburst.cost.probe import probe
+from rayburst.cost.probe_gpt import ProbeSetup, accelerator_named, probe_gpt
 from rayburst.cost.serving_fleet import Machine, Model, cheapest_fleet, fillings
 from rayburst.errors import PriceError
+from rayburst.train.gpt import GPTConfig
 
 SEVEN_B = Transformer(parameters=7e9, layers=32, width=4096, heads=32)
 SETUP = TrainingSetup(micro_batch=1, tokens=2048)
@@ -195,3 +197,31 @@ def test_a_model_that_fits_nowhere_is_named():
             machines=[Machine(name="a", usd_per_hour=1, memory_gib=16)],
             models=[Model(name="lm", memory_gib=40, rate_per_s=5, replica_rate={"a": 9})],
         )
+
+
+def test_the_built_in_model_is_probed_and_the_share_is_of_a_peak_that_is_named():
+    small = GPTConfig(n_layer=1, n_embd=64, n_head=2, block_size=32)
+    seen = probe_gpt(small, ProbeSetup(micro_batch=4, precision="fp32", steps=2), device="cpu")
+    assert 0 < seen.utilisation < 1, "useful work is less than what the device can do"
+    per_token = 6 * seen.parameters + 12 * 1 * 64 * 32
+    assert seen.flops_per_s == pytest.approx(seen.tokens_per_s * per_token)
+    assert (seen.accelerator, seen.option) == ("", ""), "no invented data sheet for a CPU"
+    assert "measured here" in str(seen.table())
+    with pytest.raises(PriceError, match="fp32, fp16, bf16"):
+        ProbeSetup(precision="int8")
+
+
+@pytest.mark.parametrize(
+    ("driver", "gib", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", 80, "H100"),
+        ("NVIDIA A100-SXM4-40GB", 40, "A100-40"),
+        ("NVIDIA A100-SXM4-80GB", 80, "A100-80"),
+        ("Tesla V100-SXM2-16GB", 16, "V100"),
+        ("NVIDIA A10G", 24, "A10G"),
+        ("NVIDIA A10", 24, "A10"),
+        ("NVIDIA GeForce RTX 4090", 24, ""),
+    ],
+)
+def test_a_gpu_is_known_by_its_drivers_name(driver, gib, name):
+    assert accelerator_named(driver, gib * 2**30) == name
