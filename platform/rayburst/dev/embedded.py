@@ -48,7 +48,7 @@ Say = Callable[[str], None]
 
 HEAD_STARTED = "head-started"
 BUCKET = "fleet"
-FAR_KINDS = ("ec2",)
+FAR_KINDS = ("ssh", "ec2")
 _HEAD = "head"
 _HEAD_TRIES = 2
 _LEAST_DISK_BYTES = 1024**3

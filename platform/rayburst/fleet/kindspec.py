@@ -9,11 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
+from rayburst.errors import SpecError
 from rayburst.fleet import fields
+from rayburst.fleet.hours import OpeningHours
 from rayburst.fleet.problems import Find, wrong
 
+SSH_EXAMPLE = "{hosts: [10.0.0.7, 10.0.0.8], user: ray}"
 EC2_EXAMPLE = "{types: [m6i.xlarge], image: ami-0123456789abcdef0, subnets: [subnet-0123abcd]}"
 
 
@@ -66,13 +77,56 @@ class Ec2Spec(Part):
     )
 
 
+class SshSpec(Part):
+    """Machines that are there, and how they are reached."""
+
+    hosts: Annotated[tuple[str, ...], *_one_or_more("addresses", "10.0.0.7, 10.0.0.8")] = Field(
+        description="addresses or names of the machines"
+    )
+    user: fields.Name = Field(description="who logs in on them", examples=["ray"])
+    port: fields.AtLeastOne = Field(default=22, description="port of their SSH servers")
+    key: str | None = Field(
+        default=None, description="file of the private key, on the head", examples=["~/.ssh/fleet"]
+    )
+    known_hosts: str | None = Field(
+        default=None,
+        description="file of their host keys, on the head; by default the user's own",
+        examples=["~/.ssh/known_hosts"],
+    )
+    open: Annotated[tuple[str, ...], Field(examples=['["mon-fri 20:00-08:00", sat-sun]'])] = Field(
+        default=(), description="when they may be used; always if absent"
+    )
+    timezone: str = Field(
+        default="UTC", validate_default=True, description="whose wall clock `open` is of"
+    )
+    notice_s: fields.Duration = Field(
+        default=300.0,
+        validation_alias="notice",
+        description="how long before the opening hours end hosts get notice",
+    )
+
+    @field_validator("timezone")
+    @classmethod
+    def _hours_can_be_read(cls, given: str, info: ValidationInfo) -> str:
+        try:
+            OpeningHours.parse(info.data.get("open", ()), timezone=given)
+        except SpecError as error:
+            raise wrong(str(error)) from None
+        return given
+
+
 def kind_finds(data: Mapping[str, Any], index: int, pool: Mapping[str, Any]) -> Iterator[Find]:
     """What a pool's kind needs and does not find in a fleet file. Bears data of any form."""
-    if pool.get("ec2") and pool.get("kind") != "ec2":
-        yield ("pools", index, "ec2"), "only pools of kind ec2 have this block", None
+    for kind in ("ec2", "ssh"):
+        if pool.get(kind) and pool.get("kind") != kind:
+            yield ("pools", index, kind), f"only pools of kind {kind} have this block", None
+    at = ("pools", index, "kind")
+    if pool.get("kind") == "ssh":
+        if not pool.get("ssh"):
+            yield at, f"a pool of this kind needs a block ssh: {SSH_EXAMPLE}", None
+        yield from _far_from_the_store(data, "machines of yours")
     if pool.get("kind") != "ec2":
         return
-    at = ("pools", index, "kind")
     if not pool.get("ec2"):
         yield at, f"a pool of this kind needs a block ec2: {EC2_EXAMPLE}", None
     if not pool.get("region"):
@@ -80,7 +134,11 @@ def kind_finds(data: Mapping[str, Any], index: int, pool: Mapping[str, Any]) -> 
     if pool.get("market") == "on-prem":
         why = "hosts of EC2 are bought on spot or on-demand"
         yield ("pools", index, "market"), why, "spot"
+    yield from _far_from_the_store(data, "hosts of EC2")
+
+
+def _far_from_the_store(data: Mapping[str, Any], who: str) -> Iterator[Find]:
     store = data.get("object_store")
     if isinstance(store, dict) and store.get("kind") == "embedded":
-        why = "hosts of EC2 cannot reach a store on this machine's loopback"
+        why = f"{who} cannot reach a store on this machine's loopback"
         yield ("object_store", "kind"), f"{why}; name a bucket: {{uri: s3://my-bucket}}", None

@@ -21,10 +21,17 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rayburst.errors import SpecError
 from rayburst.fleet import fields, problems, specfile
-from rayburst.fleet.kindspec import EC2_EXAMPLE, Ec2Spec, Part, kind_finds
+from rayburst.fleet.kindspec import (
+    EC2_EXAMPLE,
+    SSH_EXAMPLE,
+    Ec2Spec,
+    Part,
+    SshSpec,
+    kind_finds,
+)
 from rayburst.fleet.problems import Find, wrong
 
-POOL_KINDS = ("process", "ec2")
+POOL_KINDS = ("process", "ssh", "ec2")
 POOL_GROUP = "rayburst.pools"  # entry points of this group bring further kinds
 _POOL = (
     "{name: rack, kind: process, market: on-prem, shape: {cpus: 1, memory: 2GiB}, hosts: {max: 2}}"
@@ -94,8 +101,8 @@ class PoolSpec(Part):
 
     name: fields.Name = Field(description="the pool's name; also Ray's node type")
     kind: fields.Name = Field(
-        description="where hosts come from; process: Ray nodes on this machine; ec2: instances of "
-        "AWS; other packages may bring further kinds",
+        description="where hosts come from; process: Ray nodes on this machine; ssh: machines of "
+        "yours; ec2: instances of AWS; other packages may bring further kinds",
         examples=["process"],
     )
     market: Annotated[Market, fields.one_of(list(Market), "a market is one of")] = Field(
@@ -124,6 +131,9 @@ class PoolSpec(Part):
         examples=["{read: 0.09 USD/GB, write: 0 USD/GB}"],
     )
     hosts: Hosts = Field(description="how many", examples=["{min: 0, max: 2}"])
+    ssh: SshSpec | None = Field(
+        default=None, description="for pools of kind ssh", examples=[SSH_EXAMPLE]
+    )
     ec2: Ec2Spec | None = Field(
         default=None, description="for pools of kind ec2", examples=[EC2_EXAMPLE]
     )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rayburst.dev.cloud.box import Box, why_not
 from rayburst.dev.cloud.ec2_server import Ec2Server
 from rayburst.errors import NodeNotFoundError, PoolError, SpecError
 from rayburst.fleet.pools.base import Notice, Pool, PoolSite, pool_of
@@ -18,6 +21,7 @@ from rayburst.fleet.pools.ec2_api import Ec2Api
 from rayburst.fleet.pools.fake import FakePool
 from rayburst.fleet.pools.kinds import open_pool
 from rayburst.fleet.pools.process import ProcessPool
+from rayburst.fleet.pools.ssh import SshPool
 from rayburst.fleet.spec import FleetSpec, PoolSpec
 
 PAGE = Path(__file__).parents[3] / "docs" / "pools.md"
@@ -39,7 +43,10 @@ def site(tmp_path: Path) -> PoolSite:
     return PoolSite(fleet="contract", folder=tmp_path, subnet="127.9.9")
 
 
-@pytest.fixture(params=["fake", "process", "ec2", "slurm"])
+no_box = pytest.mark.skipif(why_not() is not None, reason=f"no box here: {why_not()}")
+
+
+@pytest.fixture(params=["fake", "process", pytest.param("ssh", marks=no_box), "ec2", "slurm"])
 def opened(request: pytest.FixtureRequest) -> Iterator[Open]:
     """Opens a pool by name, as another process would; all it started ends with the test."""
     opener: Open = request.getfixturevalue(request.param)
@@ -63,6 +70,31 @@ def process(site: PoolSite) -> Open:
     return lambda name: ProcessPool(
         entry("process", name), fleet_dir=site.folder, subnet=site.subnet, first_process=waits
     )
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    """A box with as many machines as the pools `spot` and `spot-a` have together."""
+    with Box(tmp_path_factory.mktemp("box")) as box:
+        for number in range(2 * MOST):
+            box.start_host(f"m{number}", network="onprem")
+        yield box
+
+
+@pytest.fixture
+def ssh(machines: Box, site: PoolSite) -> Open:
+    def run(command: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
+        return machines.run(command, **{"check": False, **how})
+
+    folder, hosts = machines.folder, sorted(one.address for one in machines.hosts.values())
+
+    def open_ssh(name: str) -> Pool:
+        mine = hosts[:MOST] if name == "spot" else hosts[MOST:]
+        block = f"{{hosts: [{', '.join(mine)}], user: root, key: {folder}/key, "
+        more = f", ssh: {block}known_hosts: {folder}/known_hosts}}"
+        return SshPool(entry("ssh", name, more), site, run=run)
+
+    return open_ssh
 
 
 @pytest.fixture
@@ -214,5 +246,5 @@ def test_an_example_launch_that_fails_leaves_nothing(slurm: Open, tmp_path: Path
 
 
 def test_a_kind_that_no_package_has_is_refused_by_name() -> None:
-    with pytest.raises(SpecError, match="the kinds of pools here are process, ec2"):
+    with pytest.raises(SpecError, match="the kinds of pools here are process, ssh, ec2"):
         entry("slurm", "spot")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,7 +53,10 @@ def test_they_are_kept_without_outputs() -> None:
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
-def test_a_notebook_runs_and_shows_what_it_is_about(clone: Path, file: Path) -> None:
+def test_a_notebook_runs_and_shows_what_it_is_about(
+    clone: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     notebook = nbformat.read(file, as_version=4)
     place = {"metadata": {"path": str(clone / "notebooks")}}
     NotebookClient(notebook, timeout=300, resources=place).execute()

@@ -101,7 +101,7 @@ MISTAKES = [  # the line as someone wrote it, where the mistake is, what is said
     ('head: {cpus: "2"}', "5:14", "whole number without quotes", "head: {cpus: 2}"),
     ("head: {cpus: 2.0}", "5:14", "whole number without quotes", "head: {cpus: 2}"),
     ("head: {cpus: -1}", "5:14", "0 or more is meant", "head: {cpus: 0}"),
-    ("    kind: proces", "8:11", "the kinds of pools here are process, ec2", "kind: process"),
+    ("    kind: proces", "8:11", "the kinds of pools here are process, ssh, ec2", "kind: process"),
     ("    market: onprem", "9:13", "one of on-prem, spot, on-demand", "market: on-prem"),
     ("    zone: 1", "11:11", "needs quotes", 'zone: "1"'),
     ("    zone: rack 1", "11:11", "letters, digits and . _ -", "zone: rack-1"),
@@ -139,7 +139,7 @@ def test_a_mistake_names_its_place_and_the_line_that_helps(
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
-        ("kind: ssh", "the kinds of pools here are process, ec2"),
+        ("kind: slurm", "the kinds of pools here are process, ssh, ec2"),
         ("market: reserved", "one of on-prem, spot, on-demand"),
         ("price: 0.35 EUR/h", "a number with USD/h"),
         ("price: 8.4 USD/day", "a number with USD/h"),
@@ -342,4 +342,41 @@ def test_a_pool_of_ec2_has_its_block() -> None:
 def test_a_pool_of_ec2_is_told_what_it_lacks(old: str, new: str, says: str) -> None:
     text = EC2.replace(old, new)
     assert text != EC2
+    assert says in refusal(text)
+
+
+SSH = """
+name: ours
+object_store: {uri: s3://bucket}
+pools:
+  - name: rack
+    kind: ssh
+    market: on-prem
+    shape: {cpus: 8, memory: 32GiB}
+    hosts: {max: 2}
+    ssh: {hosts: [10.0.0.7, 10.0.0.8], user: ray, open: [mon-fri 20:00-08:00, sat-sun]}
+"""
+
+
+def test_a_pool_of_ssh_has_its_block() -> None:
+    ssh = FleetSpec.parse(SSH).pool("rack").ssh
+    assert ssh is not None
+    assert (ssh.hosts, ssh.user, ssh.port) == (("10.0.0.7", "10.0.0.8"), "ray", 22)
+    assert (ssh.open, ssh.timezone) == (("mon-fri 20:00-08:00", "sat-sun"), "UTC")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("    ssh: {", "    # {", "needs a block ssh: {hosts:"),
+        ("{uri: s3://bucket}", "{kind: embedded}", "machines of yours cannot reach a store"),
+        ("kind: ssh", "kind: process", "only pools of kind ssh have this block"),
+        ("hosts: [10.0.0.7, 10.0.0.8]", "hosts: []", "a list of addresses, one or more"),
+        ("20:00-08:00", "8pm", "is no opening hours"),
+        ("user: ray", "user: ray, timezone: Mars", "no such zone"),
+    ],
+)
+def test_a_pool_of_ssh_is_told_what_it_lacks(old: str, new: str, says: str) -> None:
+    text = SSH.replace(old, new)
+    assert text != SSH
     assert says in refusal(text)

@@ -22,6 +22,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,7 @@ class Box:
         self.hosts: dict[str, BoxHost] = {}
         self._process: subprocess.Popen[str] | None = None
         self._used = dict.fromkeys(NETWORKS, 10)
+        self._asking = threading.Lock()
 
     def __enter__(self) -> Self:
         if (reason := why_not()) is not None:
@@ -171,15 +173,16 @@ class Box:
         return subprocess.run(self.inside(command), **how)
 
     def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
-        """One order to the box's first process, and its answer."""
+        """One order to the box's first process, and its answer; one thread at a time."""
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise StartError(_CLOSED)
         try:
-            process.stdin.write(json.dumps(order) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except BrokenPipeError:
+            with self._asking:
+                process.stdin.write(json.dumps(order) + "\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+        except (BrokenPipeError, ValueError):  # it ended, or was closed meanwhile
             line = ""
         if not line:
             raise FleetBrokenError(f"the box has ended; see {self.folder / 'box.log'}")

@@ -15,6 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from rayburst.errors import PoolError
 from rayburst.fleet.pools.base import Pool, PoolSite
 from rayburst.fleet.pools.process import ProcessPool
+from rayburst.fleet.pools.ssh import SshPool
 from rayburst.fleet.spec import POOL_GROUP, PoolSpec
 
 
@@ -58,4 +59,12 @@ def _ec2(spec: PoolSpec, site: PoolSite) -> Pool:
     return Ec2Pool(spec, site)
 
 
-_OWN: dict[str, Callable[[PoolSpec, PoolSite], Pool]] = {"process": _process, "ec2": _ec2}
+def _ssh(spec: PoolSpec, site: PoolSite) -> Pool:
+    return SshPool(spec, site)
+
+
+_OWN: dict[str, Callable[[PoolSpec, PoolSite], Pool]] = {
+    "process": _process,
+    "ssh": _ssh,
+    "ec2": _ec2,
+}
