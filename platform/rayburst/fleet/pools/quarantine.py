@@ -25,8 +25,8 @@ class Quarantine:
 
     def add(self, machine: str, why: str) -> float:
         """Keep it out from now; returns until when, unix seconds."""
-        times = (read_json(self._file(machine)) or {}).get("times", 0) + 1
-        until = self._clock() + min(MOST_S, FIRST_S * 2 ** (times - 1))
+        times = int((read_json(self._file(machine)) or {}).get("times", 0)) + 1
+        until: float = self._clock() + min(MOST_S, FIRST_S * 2 ** (times - 1))
         told = {"until": until, "times": times, "why": why}
         write_atomically(self._file(machine), json.dumps(told))
         return until
