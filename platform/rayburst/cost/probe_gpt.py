@@ -110,8 +110,7 @@ def probe_gpt(config: GPTConfig, setup: ProbeSetup, *, device: str | None = None
 
     def step() -> None:
         with torch.autocast(where.type, dtype=dtype, enabled=setup.precision != "fp32"):
-            _, loss = model(tokens, tokens)
-        assert loss is not None
+            loss = GPT.loss(model(tokens)[0], tokens)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
