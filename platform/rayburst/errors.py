@@ -13,7 +13,8 @@ RayburstError
 ├── PoolError               a pool could not do what was asked of it
 │   ├── PoolCapacityError   its market has no such host now
 │   ├── PoolQuotaError      the account may have no more
-│   └── PoolThrottledError  it was asked too often
+│   ├── PoolThrottledError  it was asked too often
+│   └── PoolUnreachableError  a machine of it gives no answer
 ├── JobError                a job could not be submitted, or failed
 ├── DeployError             a Serve application did not become healthy
 ├── ModelError              a class cannot be served as it is written
@@ -107,6 +108,10 @@ class PoolQuotaError(PoolError):
 
 class PoolThrottledError(PoolError):
     """A pool's API was asked too often."""
+
+
+class PoolUnreachableError(PoolError):
+    """A machine of a pool gives no answer, or not the one that was meant; says what it said."""
 
 
 class JobError(RayburstError):

@@ -110,8 +110,9 @@ def probe_gpt(config: GPTConfig, setup: ProbeSetup, *, device: str | None = None
 
     def step() -> None:
         with torch.autocast(where.type, dtype=dtype, enabled=setup.precision != "fp32"):
-            loss = GPT.loss(model(tokens)[0], tokens)
-        loss.backward()
+            logits, _ = model(tokens)
+            loss: torch.Tensor = GPT.loss(logits, tokens)
+        torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

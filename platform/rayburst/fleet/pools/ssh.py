@@ -18,14 +18,14 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from rayburst.errors import PoolCapacityError, PoolError
+from rayburst.errors import PoolCapacityError, PoolError, PoolUnreachableError
 from rayburst.fleet.files import write_atomically
 from rayburst.fleet.hours import OpeningHours
 from rayburst.fleet.pools.base import Host, Notice, PoolSite, check_room
 from rayburst.fleet.pools.quarantine import Quarantine
 from rayburst.fleet.pools.records import HostRecords
 from rayburst.fleet.pools.ssh_care import SshCare, why_dead
-from rayburst.fleet.pools.ssh_host import Lease, Run, Seen, SshMachine, UnreachableError
+from rayburst.fleet.pools.ssh_host import Lease, Run, Seen, SshMachine
 from rayburst.fleet.spec import PoolSpec
 
 _MEMORY_SLACK = 0.9  # a kernel keeps some of what a machine has
@@ -147,7 +147,7 @@ class SshPool:
                     raise PoolError(f"{machine.address} is in use by {seen.lease.host}")
                 machine.release(seen.lease.host)  # an orphan of an earlier head
                 seen = machine.take(mine)
-        except UnreachableError as error:
+        except PoolUnreachableError as error:
             self._quarantine.add(machine.address, str(error))
             raise
         if seen.reclaim_s is not None and seen.lease is None:

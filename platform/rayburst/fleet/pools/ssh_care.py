@@ -17,12 +17,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayburst.errors import FleetBrokenError, NodeNotFoundError, PoolError
+from rayburst.errors import (
+    FleetBrokenError,
+    NodeNotFoundError,
+    PoolError,
+    PoolUnreachableError,
+)
 from rayburst.fleet.files import read_json, write_atomically
 from rayburst.fleet.pools.base import Host, Notice
 from rayburst.fleet.pools.quarantine import Quarantine
 from rayburst.fleet.pools.records import HostRecords
-from rayburst.fleet.pools.ssh_host import Seen, UnreachableError
+from rayburst.fleet.pools.ssh_host import Seen
 
 if TYPE_CHECKING:
     from rayburst.fleet.pools.ssh import SshPool
@@ -89,7 +94,7 @@ class SshCare:
             return
         try:
             machine.release(host)
-        except UnreachableError as error:
+        except PoolUnreachableError as error:
             self._quarantine.add(found.address, str(error))
         else:
             (folder / "owed.json").unlink(missing_ok=True)
@@ -113,7 +118,7 @@ class SshCare:
                 return
             try:
                 seen = machine.look()
-            except UnreachableError as error:
+            except PoolUnreachableError as error:
                 self._missed(folder, host, str(error))
                 return
             self._answered(folder, host, seen, leased)

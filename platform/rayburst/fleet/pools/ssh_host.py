@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayburst.errors import PoolError
+from rayburst.errors import PoolUnreachableError
 from rayburst.fleet import processes
 from rayburst.fleet.kindspec import SshSpec
 
@@ -55,10 +55,6 @@ done
 if grep -qs "\"host\": \"$1\"" lease.json; then rm -f lease.json; fi
 exit 0
 """
-
-
-class UnreachableError(PoolError):
-    """SSH gave no answer, or not the one that was meant; says what it said."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,11 +130,11 @@ class SshMachine:
                 command, input=script, capture_output=True, text=True, timeout=_COMMAND_S
             )
         except subprocess.TimeoutExpired:
-            raise UnreachableError(
+            raise PoolUnreachableError(
                 f"{self.address} does not answer over SSH within {_COMMAND_S:.0f} s"
             ) from None
         if done.returncode:
-            raise UnreachableError(f"{self.address} over SSH: {_last(done.stderr)}")
+            raise PoolUnreachableError(f"{self.address} over SSH: {_last(done.stderr)}")
         return done.stdout
 
 
@@ -160,6 +156,6 @@ def _read(address: str, text: str) -> Seen:
             gpus=int(facts["gpus"]),
         )
     except (KeyError, ValueError, TypeError) as error:
-        raise UnreachableError(
+        raise PoolUnreachableError(
             f"{address} answers over SSH with what is no state of a host: {error}: {text[:200]!r}"
         ) from None
