@@ -133,6 +133,7 @@ def test_a_search_that_was_killed_goes_on_and_finds_what_an_undisturbed_one_find
     assert max(started) > 0, "a trial resumed from its own checkpoint"
 
 
+@pytest.mark.soak
 def test_what_a_trial_raises_ends_the_search(
     nodes: Nodes, start: Callable[..., Job], tmp_path: Path
 ) -> None:
