@@ -22,6 +22,7 @@ from rayburst.checkpoint.cli import app as checkpoints_app
 from rayburst.cost.advice_cli import hardware, tco
 from rayburst.cost.plan_cli import plan
 from rayburst.cost.prices_cli import app as prices_app
+from rayburst.dev.cloud.cloud_cli import app as cloud_app
 from rayburst.errors import RayburstError, SpecError
 from rayburst.fleet.render_cli import render
 from rayburst.fleet.simulate_cli import simulate
@@ -47,6 +48,9 @@ app = typer.Typer(
 fleet_app = typer.Typer(no_args_is_help=True, help="Check, explain and render fleet files.")
 app.add_typer(fleet_app, name="fleet")
 fleet_app.command()(render)
+dev_app = typer.Typer(no_args_is_help=True, help="What tests and trials stand on.")
+dev_app.add_typer(cloud_app, name="cloud")
+app.add_typer(dev_app, name="dev")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(prices_app, name="prices")
 app.add_typer(keys_app, name="keys")

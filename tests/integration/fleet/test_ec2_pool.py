@@ -65,7 +65,7 @@ def offer(server: Ec2Server, hosts: Mapping[tuple[str, str], int], market: str =
     """A market with so many hosts by type and zone, and none elsewhere."""
     for kind in TYPES:
         for zone in ZONES:
-            server.capacity[kind, zone, market] = hosts.get((kind, zone), 0)
+            server.market.capacity[kind, zone, market] = hosts.get((kind, zone), 0)
 
 
 def test_a_launch_goes_where_there_is_capacity(pool: Ec2Pool, ec2_server: Ec2Server) -> None:
@@ -94,7 +94,7 @@ def test_no_capacity_names_every_place_and_leaves_nothing(
 def test_a_quota_is_told_as_one(
     spec: FleetSpec, site: PoolSite, pool: Ec2Pool, ec2_server: Ec2Server
 ) -> None:
-    ec2_server.quota.update({"spot": 1, "on-demand": 0})
+    ec2_server.market.quota.update({"spot": 1, "on-demand": 0})
     launch(pool)
     with pytest.raises(PoolQuotaError, match="MaxSpotInstanceCountExceeded"):
         launch(pool)

@@ -8,22 +8,26 @@
 
 A host is a set of Linux namespaces (processes, network, mounts, names, IPC): it sees this
 machine's software, but has its own addresses, `/tmp`, `/run`, `/dev/shm` and home, and no process
-outside of it. Hosts lie in two networks, `onprem` (10.77.1.0/24) and `cloud` (10.77.2.0/24), behind
-one router. All of it lives inside one process-id namespace whose first process ends when whoever
-made the box does, however that ends: nothing stays, on this machine's network neither.
+outside of it. Hosts lie in two networks, `onprem` (10.77.1.0/24) and `cloud` (10.77.128.0/17),
+behind one router, which has the first address of each. Hosts of the cloud have 169.254.169.254 too,
+for the metadata service that `cloud.py` gives them. All of it lives inside one process-id namespace
+whose first process ends when whoever made the box does, however that ends: nothing stays, on this
+machine's network neither.
 
 Needs Linux, root, and the commands `unshare`, `nsenter`, `ip`, `sshd` and `ssh`. It knows no Ray.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +39,9 @@ import rayburst
 from rayburst.errors import FleetBrokenError, StartError
 from rayburst.fleet import processes
 
-NETWORKS = {"onprem": "10.77.1", "cloud": "10.77.2"}
+NETWORKS = {"onprem": "10.77.1", "cloud": "10.77.128"}
+_PREFIXES = {"onprem": 24, "cloud": 17}
+METADATA = "169.254.169.254"
 COMMANDS = ("unshare", "nsenter", "ip", "mount", "sshd", "ssh", "ssh-keygen")
 NAMESPACES = ("--pid", "--mount", "--net", "--uts", "--ipc", "--fork", "--propagation", "private")
 FIRST = ("unshare", *NAMESPACES, "--kill-child=KILL")
@@ -89,7 +95,8 @@ class Box:
         self.folder = folder.resolve()
         self.hosts: dict[str, BoxHost] = {}
         self._process: subprocess.Popen[str] | None = None
-        self._used = dict.fromkeys(NETWORKS, 10)
+        # addresses of hosts that name none: from the tenth of a network's last subnet on
+        self._free = {name: _last_subnet(network_of(name)) for name in NETWORKS}
         self._asking = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -131,16 +138,19 @@ class Box:
         if left := processes.owned(self.folder):
             raise FleetBrokenError(f"left behind by the box in {self.folder}: {left}")
 
-    def start_host(self, name: str, *, network: str) -> BoxHost:
-        """Start a host; returns when its sshd answers. Raises StartError."""
+    def start_host(self, name: str, *, network: str, address: str | None = None) -> BoxHost:
+        """Start a host; returns when its sshd answers. Raises StartError.
+
+        Args:
+            address: in the network; a free one when left out.
+        """
         if self._process is None:
             raise StartError(_CLOSED)
         if name in self.hosts:
             raise StartError(f"the box has a host {name!r} already")
         if network not in NETWORKS:
             raise StartError(f"no network {network!r} in the box; it has {', '.join(NETWORKS)}")
-        self._used[network] += 1
-        address = f"{NETWORKS[network]}.{self._used[network]}"
+        address = address or str(next(self._free[network]))
         host = BoxHost(name=name, network=network, address=address, folder=self.folder)
         key = (self.folder / "host_key.pub").read_text()
         with (self.folder / "known_hosts").open("a") as known:
@@ -164,8 +174,12 @@ class Box:
 
     def inside(self, command: Sequence[str], *, host: str | None = None) -> list[str]:
         """The command that runs another at the router, or on a host without SSH."""
-        reply = self._ask({"do": "pid", "name": host})
-        return ["nsenter", f"--target={reply['pid']}", *_ENTER, *command]
+        return enter(self.pid(host), command)
+
+    def pid(self, host: str | None = None) -> int:
+        """The first process of a host, or of the box: its router."""
+        pid: int = self._ask({"do": "pid", "name": host})["pid"]
+        return pid
 
     def run(self, command: Sequence[str], **how: Any) -> subprocess.CompletedProcess[str]:
         """Run a command at the router and wait for it; `how` goes to `subprocess.run`."""
@@ -192,6 +206,27 @@ class Box:
         if "pid" in reply:
             reply["pid"] = _outside(process.pid, reply["pid"])
         return reply
+
+
+def enter(pid: int, command: Sequence[str]) -> list[str]:
+    """The command that runs another in the namespaces of a process."""
+    return ["nsenter", f"--target={pid}", *_ENTER, *command]
+
+
+def network_of(name: str) -> ipaddress.IPv4Network:
+    """All addresses of one of the box's networks."""
+    return ipaddress.IPv4Network(f"{NETWORKS[name]}.0/{_PREFIXES[name]}")
+
+
+def router_address(network: str) -> str:
+    """The router's address in a network: what its hosts reach the rest of the world by."""
+    return f"{NETWORKS[network]}.1"
+
+
+def _last_subnet(network: ipaddress.IPv4Network) -> Iterator[ipaddress.IPv4Address]:
+    """Addresses that no subnet of the EC2 endpoint has (it makes /20 ones, from the first on)."""
+    last = list(network.subnets(new_prefix=max(20, network.prefixlen)))[-1]
+    return itertools.islice(last.hosts(), 10, None)
 
 
 _CLOSED = "the box is not open; use it as `with Box(folder) as box:`"

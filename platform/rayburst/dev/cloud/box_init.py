@@ -6,6 +6,7 @@ every process of the box with it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rayburst.dev.cloud.box import FIRST, NETWORKS
+from rayburst.dev.cloud.box import FIRST, METADATA, NETWORKS, network_of, router_address
 from rayburst.errors import StartError
 
 
@@ -35,9 +36,9 @@ class Router:
     def networks(self) -> dict[str, Any]:
         """One bridge a network, and the way from one to the other."""
         ip("link", "set", "lo", "up")
-        for name, net in NETWORKS.items():
+        for name in NETWORKS:
             ip("link", "add", name, "type", "bridge")
-            ip("addr", "add", f"{net}.1/24", "dev", name)
+            ip("addr", "add", f"{router_address(name)}/{network_of(name).prefixlen}", "dev", name)
             ip("link", "set", name, "up")
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         return {}
@@ -46,7 +47,12 @@ class Router:
         """A host, with a cable to its network's bridge."""
         self._links += 1
         link = f"host{self._links}"
-        facts = {"name": name, "address": address, "gateway": f"{NETWORKS[network]}.1"}
+        facts = {
+            "name": name,
+            "address": f"{address}/{network_of(network).prefixlen}",
+            "gateway": router_address(network),
+            "also": f"{METADATA}/32" if network == "cloud" else "",
+        }
         module = (sys.executable, "-m", "rayburst.dev.cloud.host_init")
         with (self._folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
@@ -73,8 +79,10 @@ class Router:
     def power(self, name: str) -> dict[str, Any]:
         """The end of a host, without a word to its processes."""
         pid, link = self._hosts.pop(name)
-        os.kill(pid, 9)
-        ip("link", "delete", link)
+        with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
+            os.kill(pid, 9)
+        with contextlib.suppress(StartError):  # the cable goes with the host's network
+            ip("link", "delete", link)
         return {}
 
     def link(self, name: str, state: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from xml.sax.saxutils import escape
 
 _XMLNS = "http://ec2.amazonaws.com/doc/2016-11-15/"
@@ -73,6 +74,26 @@ def with_refusals(answer: bytes, request: FleetRequest, code: str) -> bytes:
     """An answer of moto's with refusals added: not all could be started."""
     end = b"</CreateFleetResponse>"
     return answer.replace(end, _errors(request, code).encode() + end)
+
+
+def price_history(
+    prices: Mapping[tuple[str, str], float], form: Mapping[str, str], now: float
+) -> str:
+    """The answer to DescribeSpotPriceHistory: today's prices, of the types asked for."""
+    asked = {value for key, value in form.items() if key.startswith("InstanceType.")}
+    at = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    items = [
+        f"<item><instanceType>{escape(kind)}</instanceType>"
+        f"<productDescription>Linux/UNIX</productDescription><spotPrice>{price:.6f}</spotPrice>"
+        f"<timestamp>{at}</timestamp><availabilityZone>{escape(zone)}</availabilityZone></item>"
+        for (kind, zone), price in sorted(prices.items())
+        if not asked or kind in asked
+    ]
+    return (
+        f'<DescribeSpotPriceHistoryResponse xmlns="{_XMLNS}"><requestId>local</requestId>'
+        f"<spotPriceHistorySet>{''.join(items)}</spotPriceHistorySet>"
+        "</DescribeSpotPriceHistoryResponse>"
+    )
 
 
 def _errors(request: FleetRequest, code: str) -> str:

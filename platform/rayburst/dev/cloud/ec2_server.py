@@ -2,28 +2,34 @@
 
     server = Ec2Server(address="127.0.0.1")
     server.start()
-    server.capacity["m6i.large", "us-east-1a", "spot"] = 2
+    server.market.capacity["m6i.large", "us-east-1a", "spot"] = 2
     server.fail("CreateFleet", code="RequestLimitExceeded", times=2)
     server.stop()
 
 moto launches whatever is asked for. Here a launch finds only what its market has left, a quota may
-be reached, the same client token launches once, and calls fail by script. `calls` is what came in.
-Needs the package `moto`. It starts no machines.
+be reached, the same client token launches once, spot has prices, and calls fail by script. `calls`
+is what came in. Needs the package `moto`. It starts no machines; `cloud.py` does, for a box.
 """
 
 from __future__ import annotations
 
 import io
+import socket
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from rayburst.dev.cloud.ec2_answers import FleetRequest, failure, refused_fleet, with_refusals
-
-Market = tuple[str, str, str]
-"""Instance type, zone, and "spot" or "on-demand"."""
+from rayburst.dev.cloud.ec2_answers import (
+    FleetRequest,
+    failure,
+    price_history,
+    refused_fleet,
+    with_refusals,
+)
+from rayburst.dev.cloud.market import NO_CAPACITY, OVER_QUOTA, Held, Market, Place
 
 ACCOUNT = "123456789012"
 _LIVING = ("pending", "running")
@@ -39,64 +45,74 @@ class Fault:
 
 
 class Ec2Server:
-    """One endpoint with one region's instances. `capacity` without an entry is without end.
+    """One endpoint with one region's instances.
 
     Attributes:
-        capacity: hosts that a market has in all, those of others included.
-        quota: instances that the account may have, by "spot" and "on-demand".
+        market: what there is to launch.
+        leaving: instances that were given notice.
         calls: the action of every EC2 call that came in, in order.
+        called: told of every call that was answered.
     """
 
     def __init__(self, *, address: str, region: str = "us-east-1", port: int = 0) -> None:
         self.region = region
-        self.capacity: dict[Market, int] = {}
-        self.quota: dict[str, int] = {}
+        self.market = Market()
+        self.leaving: set[str] = set()
         self.calls: list[str] = []
+        self.called: Callable[[], None] = lambda: None
         self._faults: dict[str, Fault] = {}
         self._answers: dict[str, tuple[str, list[tuple[str, str]], bytes]] = {}
         self._bind = (address, port)
-        self._server: Any = None
-        self._thread: threading.Thread | None = None
+        self._servers: list[tuple[Any, threading.Thread]] = []
         self._one_launch = threading.Lock()
 
     @property
     def url(self) -> str:
         """Where it answers."""
-        host, port = self._server.server_address[:2]
+        host, port = self._servers[0][0].server_address[:2]
         return f"http://{host}:{port}"
 
     def start(self) -> None:
-        """Answer, in a thread of this process."""
-        from moto.moto_server.werkzeug_app import (
-            DomainDispatcherApplication,
-            MotoRequestHandler,
-            create_backend_app,
-        )
-        from werkzeug.serving import make_server
+        """Answer, in threads of this process."""
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 
         self._app = DomainDispatcherApplication(create_backend_app)
-        address, port = self._bind
-        self._server = make_server(
-            address, port, self._answer, threaded=True, request_handler=MotoRequestHandler
+        with socket.create_server(self._bind) as here:
+            self.answer_at(here)
+
+    def answer_at(self, listening: socket.socket) -> None:
+        """Answer at a socket too, wherever it is."""
+        from moto.moto_server.werkzeug_app import MotoRequestHandler
+        from werkzeug.serving import make_server
+
+        address, port = listening.getsockname()[:2]
+        server = make_server(
+            address,
+            port,
+            self._answer,
+            threaded=True,
+            request_handler=MotoRequestHandler,
+            fd=listening.fileno(),
         )
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True)
+        thread.start()
+        self._servers.append((server, thread))
 
     def stop(self) -> None:
         """Answer no more."""
-        if self._thread is not None:
-            self._server.shutdown()
-            self._thread.join()
-            self._server.server_close()
-            self._thread = None
+        for server, thread in self._servers:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+        self._servers.clear()
 
     def reset(self) -> None:
         """Forget all instances, limits and scripts."""
         from moto.moto_api._internal.models import moto_api_backend
 
         moto_api_backend.reset()
-        self.capacity.clear()
-        self.quota.clear()
+        self.market.clear()
+        self.leaving.clear()
         self.calls.clear()
         self._faults.clear()
         self._answers.clear()
@@ -110,13 +126,25 @@ class Ec2Server:
         found = self.backend().all_instances()
         return [one for one in found if one.state in _LIVING]
 
+    def held(self) -> list[Held]:
+        """What lives, the oldest first."""
+        living = sorted(self.living(), key=lambda one: one.launch_time)
+        return [
+            Held(id=one.id, place=self._place(one), leaving=one.id in self.leaving)
+            for one in living
+        ]
+
     def reclaim(self, instance: str) -> None:
         """Take a spot instance away, as EC2 does it."""
+        self.end(instance, "Server.SpotInstanceTermination", "Spot instance termination")
+
+    def end(self, instance: str, code: str, why: str) -> None:
+        """End an instance for a reason of EC2's own."""
         one = self.backend().get_instance(instance)
         self.backend().terminate_instances([instance])
-        one._reason = "Server.SpotInstanceTermination"
-        one.state_reason.code = "Server.SpotInstanceTermination"
-        one.state_reason.message = "Server.SpotInstanceTermination: Spot instance termination"
+        one._reason = code
+        one.state_reason.code = code
+        one.state_reason.message = f"{code}: {why}"
 
     def backend(self) -> Any:
         """moto's EC2."""
@@ -129,6 +157,19 @@ class Ec2Server:
         body = environ["wsgi.input"].read(size)
         form = dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True))
         action = form.get("Action", "")
+        try:
+            return self._answered(action, environ, start_response, form, body)
+        finally:
+            self.called()
+
+    def _answered(
+        self,
+        action: str,
+        environ: dict[str, Any],
+        start_response: Any,
+        form: dict[str, str],
+        body: bytes,
+    ) -> Iterable[bytes]:
         if action:
             self.calls.append(action)
         if (fault := self._faults.get(action)) is not None and fault.times > 0:
@@ -137,6 +178,8 @@ class Ec2Server:
         if action == "CreateFleet":
             with self._one_launch:
                 return self._create_fleet(environ, start_response, form)
+        if action == "DescribeSpotPriceHistory" and self.market.prices:
+            return _send(start_response, 200, price_history(self.market.prices, form, time.time()))
         return self._moto(environ, start_response, body)
 
     def _create_fleet(
@@ -148,40 +191,27 @@ class Ec2Server:
             start_response(status, headers)
             return [answer]
         request = FleetRequest.of(form)
-        if (most := self.quota.get(request.market)) is not None:
-            has = sum(_market(one) == request.market for one in self.living())
-            if has + request.count > most:
-                spot = request.market == "spot"
-                code = "MaxSpotInstanceCountExceeded" if spot else "VcpuLimitExceeded"
-                return _send(start_response, 200, refused_fleet(request, code))
-        rooms = [self._room(kind, subnet, request) for kind, subnet in request.places]
-        best = max(range(len(rooms)), key=lambda index: rooms[index])
-        if rooms[best] <= 0:
-            nothing = refused_fleet(request, "InsufficientInstanceCapacity")
-            return _send(start_response, 200, nothing)
-        delivered = min(rooms[best], request.count)
+        held = self.held()
+        if self.market.over_quota(request.market, request.count, held):
+            code = OVER_QUOTA[request.market]
+            return _send(start_response, 200, refused_fleet(request, code))
+        places: list[Place] = [(k, self.zone(s), request.market) for k, s in request.places]
+        best = self.market.choice(places, request.count, held)
+        delivered = int(min(self.market.room(places[best], held), request.count))
+        if delivered == 0:
+            return _send(start_response, 200, refused_fleet(request, NO_CAPACITY))
         narrowed = request.narrowed(best, delivered)
         sent: list[Any] = []
         parts = self._moto(environ, lambda *told: sent.append(told), urlencode(narrowed).encode())
         answer = b"".join(parts)
         status, headers = sent[-1][0], list(sent[-1][1])
         if delivered < request.count:
-            answer = with_refusals(answer, request, "InsufficientInstanceCapacity")
+            answer = with_refusals(answer, request, NO_CAPACITY)
         headers = [(k, v) for k, v in headers if k.lower() != "content-length"]
         if token and status.startswith("200"):
             self._answers[token] = (status, headers, answer)
         start_response(status, headers)
         return [answer]
-
-    def _room(self, kind: str, subnet: str, request: FleetRequest) -> int:
-        zone = self.zone(subnet)
-        most = self.capacity.get((kind, zone, request.market))
-        if most is None:
-            return request.count
-        there = (one for one in self.living() if one.instance_type == kind)
-        return most - sum(
-            _market(one) == request.market and self.zone(one.subnet_id) == zone for one in there
-        )
 
     def subnets(self) -> dict[str, str]:
         """One subnet for each zone."""
@@ -192,14 +222,14 @@ class Ec2Server:
         zone: str = self.backend().get_subnet(subnet).availability_zone
         return zone
 
+    def _place(self, instance: Any) -> Place:
+        market = "spot" if instance.lifecycle == "spot" else "on-demand"
+        return instance.instance_type, self.zone(instance.subnet_id), market
+
     def _moto(self, environ: dict[str, Any], start_response: Any, body: bytes) -> Iterable[bytes]:
         inner = {**environ, "wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
         answer: Iterable[bytes] = self._app(inner, start_response)
         return answer
-
-
-def _market(instance: Any) -> str:
-    return "spot" if instance.lifecycle == "spot" else "on-demand"
 
 
 def _send(start_response: Any, status: int, text: str) -> Iterable[bytes]:

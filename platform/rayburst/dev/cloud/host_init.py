@@ -1,13 +1,15 @@
 """The first process of a host in a box: sets the host up, starts its sshd, reaps what is orphaned.
 
 Run by `box_init` inside the host's namespaces, with the box's folder and the host's name, address
-and gateway as JSON. Says `here`, waits for its network, says `up` when its sshd answers.
+(with its network's prefix length), gateway and further address as JSON. Says `here`, waits for its
+network, says `up` when its sshd answers. `/run/bin/shutdown` on a host ends it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from rayburst.errors import StartError
 
 _KEPT = Path("/run/box")
 _HOME = Path("/run/home")
+_BIN = Path("/run/bin")
 _SSHD = """\
 Port 22
 ListenAddress {address}
@@ -32,24 +35,28 @@ PidFile none
 """
 
 
-def main(folder: Path, name: str, address: str, gateway: str) -> None:
+def main(folder: Path, name: str, address: str, gateway: str, also: str) -> None:
+    own = address.partition("/")[0]
     kept = {file: (folder / file).read_bytes() for file in ("host_key", "key.pub")}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # `shutdown` on the host
     _say("here")
     sys.stdin.readline()
     socket.sethostname(name)
-    _mounts(kept, name, address)
+    _mounts(kept, name, own)
     ip("link", "set", "lo", "up")
-    ip("addr", "add", f"{address}/24", "dev", "eth0")
+    if also:
+        ip("addr", "add", also, "dev", "lo")
+    ip("addr", "add", address, "dev", "eth0")
     ip("link", "set", "eth0", "up")
     ip("route", "add", "default", "via", gateway)
-    (_KEPT / "sshd_config").write_text(_SSHD.format(address=address))
+    (_KEPT / "sshd_config").write_text(_SSHD.format(address=own))
     sshd = subprocess.Popen(
         ["/usr/sbin/sshd", "-D", "-e", "-f", str(_KEPT / "sshd_config")],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
-    _wait_for(address, sshd)
+    _wait_for(own, sshd)
     _say("up")
     while True:
         ended, _ = os.wait()
@@ -62,8 +69,10 @@ def _mounts(kept: dict[str, bytes], name: str, address: str) -> None:
     _mount("-t", "proc", "proc", "/proc")
     for place in ("/tmp", "/run", "/dev/shm"):
         _mount("-t", "tmpfs", "-o", "mode=1777" if place != "/run" else "mode=755", "tmpfs", place)
-    for folder in (_KEPT, _HOME, Path("/run/sshd")):
+    for folder in (_KEPT, _HOME, Path("/run/sshd"), _BIN):
         folder.mkdir(mode=0o700)
+    (_BIN / "shutdown").write_text("#!/bin/sh\nkill -TERM 1\n")
+    (_BIN / "shutdown").chmod(0o755)
     for key, content in kept.items():
         (_KEPT / key).write_bytes(content)
         (_KEPT / key).chmod(0o600)
@@ -78,8 +87,9 @@ def _mounts(kept: dict[str, bytes], name: str, address: str) -> None:
         file.write_text(text)
         _mount("--bind", str(file), place)
     # `ray up` runs its commands through a login shell, whose PATH is the system's own
-    (_HOME / ".profile").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
-    (_HOME / ".bashrc").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
+    path = f'export PATH="{Path(sys.executable).parent}:{_BIN}:$PATH"\n'
+    (_HOME / ".profile").write_text(path)
+    (_HOME / ".bashrc").write_text(path)
 
 
 def _mount(*words: str) -> None:

@@ -9,6 +9,7 @@ imds.stop()
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,17 +17,34 @@ from secrets import token_hex
 from typing import Any
 
 _META = "/latest/meta-data/"
+_USER_DATA = "/latest/user-data"
 _ACTION, _REBALANCE = "spot/instance-action", "events/recommendations/rebalance"
 
 
 class ImdsServer:
-    """One instance's service. `documents` is what stands under `/latest/meta-data/`, by path."""
+    """One instance's service.
 
-    def __init__(self, *, address: str, port: int = 0) -> None:
+    Args:
+        address: where it listens.
+        at: a listening socket instead, wherever it is.
+
+    Attributes:
+        documents: what stands under `/latest/meta-data/`, by path.
+        user_data: what stands at `/latest/user-data`.
+    """
+
+    def __init__(
+        self, *, address: str = "", port: int = 0, at: socket.socket | None = None
+    ) -> None:
         self.documents: dict[str, str] = {}
+        self.user_data: str | None = None
         self.tokens: set[str] = set()
-        self._server = ThreadingHTTPServer((address, port), _handler(self))
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        at = at or socket.create_server((address, port))
+        self._server = ThreadingHTTPServer(("", 0), _handler(self), bind_and_activate=False)
+        self._server.socket.close()
+        self._server.socket = at
+        self._server.server_address = at.getsockname()[:2]
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)
 
     @property
     def url(self) -> str:
@@ -71,6 +89,8 @@ def _handler(imds: ImdsServer) -> type[BaseHTTPRequestHandler]:
             if self.headers.get("X-aws-ec2-metadata-token") not in imds.tokens:
                 return self._send(401, "")
             document = imds.documents.get(self.path.removeprefix(_META))
+            if self.path == _USER_DATA:
+                document = imds.user_data
             return self._send(404, "") if document is None else self._send(200, document)
 
         def _send(self, status: int, text: str) -> None:
