@@ -96,11 +96,22 @@ def up(
     serve_port: Annotated[
         int | None, typer.Option(help="Ray Serve's HTTP here instead of on a free port.")
     ] = None,
+    recover: Annotated[
+        bool, typer.Option("--recover", help="Bring back a cluster of `ray up` that lost its head.")
+    ] = False,
 ) -> None:
     """Start a fleet on this machine: object store, Ray head, autoscaler, process hosts.
 
     Its files go to `.rayburst/NAME` here. Hosts come when work asks for them.
+
+    With `--recover` a cluster that `ray up` made and whose head is lost for good comes back on the
+    machine that `head.ssh` of FILE names now; jobs that had not ended run again under their ids.
     """
+    if recover:
+        from rayburst.fleet.recover import recover as bring_back
+
+        bring_back(file or Path("fleet.yaml"), say=_say)
+        return
     from rayburst.dev.embedded import up as start
     from rayburst.fleet.spec import default_path
 
@@ -134,8 +145,7 @@ def down(name: FleetName = None) -> None:
     fleet = find_fleet(name)
     report = end(fleet)
     if not report.clean:
-        left = ", ".join((*report.processes_left, *report.ports_left))
-        raise RayburstError(f"fleet {fleet.name} left something behind: {left}")
+        raise RayburstError(f"fleet {fleet.name} left something behind: {', '.join(report.left)}")
     _out.print(
         f"[bold green]fleet {fleet.name} is down[/]: {report.processes_ended} processes ended, "
         f"{report.ports_closed} ports closed, none left. Checkpoints, events and logs stay in "
@@ -354,11 +364,13 @@ def env(name: FleetName = None) -> None:
     `eval "$(rayburst env)"`, then `ray job submit -- python jobs/train_lm.py`, `ray status`,
     `serve status` and S3 clients work as their own documentation says.
     """
-    from rayburst.fleet.layout import user_environment
+    from rayburst.fleet.layout import launched_environment, user_environment
     from rayburst.sdk import find_fleet
 
     fleet = find_fleet(name)
-    for key, value in user_environment(fleet, fleet.read_state()).items():
+    away = fleet.was_launched_from_here
+    known = launched_environment(fleet) if away else user_environment(fleet, fleet.read_state())
+    for key, value in known.items():
         typer.echo(f"export {key}={shlex.quote(value)}")
 
 

@@ -35,7 +35,7 @@ from rayburst.fleet.decisions import DecisionEvent, DecisionLog
 from rayburst.fleet.events import EventLog, NodeEvent
 from rayburst.fleet.files import read_json
 from rayburst.fleet.jobs import GivenTerms, to_metadata
-from rayburst.fleet.layout import FleetDir, store_environment
+from rayburst.fleet.layout import TUNNEL, FleetDir, store_environment
 from rayburst.fleet.lines import JobLine, JobQueue
 from rayburst.fleet.pools import open_pools
 from rayburst.fleet.pools.base import Host, Notice
@@ -65,7 +65,8 @@ def connect(
     """Connect to a fleet.
 
     Args:
-        name: the fleet's name; may be left out when one fleet is up.
+        name: the fleet's name; may be left out when one fleet is up. One that `ray up` started
+            from this machine is reached through `ray dashboard`, which must run.
         address: a Ray dashboard such as "http://head:8265" instead of a fleet of this machine.
         token: Ray's token for `address`; by default what RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH say.
         root: where to look for `.rayburst/`; by default here and in the folders above.
@@ -76,6 +77,8 @@ def connect(
     if address is not None:
         return Platform(dashboard_url=address, token=token or _token_of_environment())
     fleet = find_fleet(name or os.environ.get("RAYBURST_FLEET"), root=root)
+    if fleet.was_launched_from_here:
+        return Platform(dashboard_url=TUNNEL, token=fleet.ship_token_file.read_text().strip())
     state = fleet.read_state()
     return Platform(dashboard_url=state.dashboard_url, token=fleet.token(), fleet=fleet)
 
@@ -83,7 +86,7 @@ def connect(
 def find_fleet(name: str | None = None, *, root: str | Path | None = None) -> FleetDir:
     """The folder of the fleet that is up, from `root` (default: here) upwards."""
     start = Path(root or ".").resolve()
-    for folder in (start, *start.parents):
+    for folder in (start, *start.parents, Path.home()):
         fleets = sorted((folder / ".rayburst").glob("*/state.json"))
         if name is not None:
             if (folder / ".rayburst" / name).is_dir():

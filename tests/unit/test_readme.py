@@ -65,7 +65,16 @@ KNOWN: dict[str, Any] = {
 }
 SHELL = {"cd", "curl", "export", "git", "kubectl", "pip", "source", "tar"}
 PATH = re.compile(r"(?:[\w.-]+/)*[\w.-]+\.(?:py|ya?ml|md|txt|svg)")
-NOT_OURS = ("fleet.schema.json", "fleet.yaml", "no_such_file.py", "notes/hello.txt")
+NOT_OURS = (
+    "fleet.schema.json",
+    "fleet.yaml",
+    "no_such_file.py",
+    "notes/hello.txt",
+    "lab.yaml",
+    "lab.ray.yaml",
+    "onprem.ray.yaml",
+    "spread.py",
+)
 REFUSED = (click.ClickException, TyperException, AssertionError)
 
 

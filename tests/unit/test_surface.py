@@ -142,7 +142,7 @@ COMMANDS = {
     ],
     "tco": ["--against", "--file", "--help", "--plot", "--useful", "sku"],
     "top": ["--every", "--help", "--once", "--svg", "name"],
-    "up": ["--dashboard-port", "--help", "--name", "--serve-port", "file"],
+    "up": ["--dashboard-port", "--help", "--name", "--recover", "--serve-port", "file"],
     "watch": ["--address", "--help", "--imds", "--node-ip", "--rebalance"],
 }
 

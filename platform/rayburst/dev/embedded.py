@@ -49,8 +49,23 @@ Say = Callable[[str], None]
 HEAD_STARTED = "head-started"
 BUCKET = "fleet"
 FAR_KINDS = ("ssh", "ec2")
+AUTOSCALER_ENVIRONMENT = {
+    "RAY_enable_autoscaler_v2": "1",
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S": "120",
+    # Pools are closed on purpose: else each job's log says every second what Ray would launch.
+    "RAY_SCHEDULER_EVENTS": "0",
+    # Packages of jobs and applications are kept for as long as the fleet is up: a replica that
+    # moves to another node fetches them again.
+    "RAY_RUNTIME_ENV_TEMPORARY_REFERENCE_EXPIRATION_S": str(10 * 365 * 86_400),
+    # A dead process refuses the connection at once: asking each second finds it in 5 s instead
+    # of 15. A paused one still has Ray's full time-out for every answer.
+    "RAY_health_check_period_ms": "1000",
+}
+"""What Ray's head needs in its environment, here and on a machine of its own."""
 _HEAD = "head"
 _HEAD_TRIES = 2
+_GIVE_BACK_S = 20.0
 _LEAST_DISK_BYTES = 1024**3
 _STORE_PORT_NAMES = ("store", "store_master", "store_volume", "store_filer")
 _HEAD_PORT_NAMES = ("gcs", "dashboard", "dashboard_agent", "client", "serve", "metrics", "books")
@@ -64,10 +79,17 @@ class DownReport:
     ports_closed: int
     processes_left: tuple[str, ...]
     ports_left: tuple[str, ...]
+    machines_left: tuple[str, ...] = ()
+    """Machines that could not be given back, since they did not answer."""
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """All that survived, in words."""
+        return (*self.processes_left, *self.ports_left, *self.machines_left)
 
     @property
     def clean(self) -> bool:
-        return not self.processes_left and not self.ports_left
+        return not self.left
 
 
 def fleet_dir(root: Path, name: str) -> FleetDir:
@@ -119,7 +141,7 @@ def up(
         _start_head(fleet, state)
         (fleet.path / HEAD_STARTED).touch()
         say("agent: planner and autoscaler v2")
-        _wait_for_agent(fleet, timeout_s=90)
+        wait_for_agent(fleet, timeout_s=90)
     except BaseException:
         down(fleet)
         raise
@@ -132,7 +154,7 @@ def store_server(fleet: FleetDir, state: FleetState) -> S3Server:
     return S3Server(fleet.path / "store", address=state.head_address, ports=ports)
 
 
-def down(fleet: FleetDir, *, clock: Callable[[], float] = time.time) -> DownReport:
+def down(fleet: FleetDir) -> DownReport:
     """End everything of a fleet: hosts, head, agent, store; keep its data, logs and events.
 
     Works after a crash of `up`, with a damaged state file, and when half of it is dead already.
@@ -143,9 +165,10 @@ def down(fleet: FleetDir, *, clock: Callable[[], float] = time.time) -> DownRepo
     state = _state_if_readable(fleet)
     ports = _ports_of(found, state)
     _end_roles(found, "rayburst.dev.supervisor", "rayburst.fleet.agent")
+    machines_left: tuple[str, ...] = ()
     if state is not None:
         with contextlib.suppress(FleetBrokenError):
-            _give_back_hosts(fleet, clock)
+            machines_left = give_back_hosts(fleet, why="the fleet went down")
     left = processes.end(processes.owned(fleet.path), grace_s=2.0)
     left += processes.end(processes.owned(fleet.path), grace_s=0.0)  # born while we were killing
     open_ports = processes.wait_until_closed(ports, timeout_s=10)
@@ -154,6 +177,7 @@ def down(fleet: FleetDir, *, clock: Callable[[], float] = time.time) -> DownRepo
         ports_closed=len(ports) - len(open_ports),
         processes_left=tuple(f"{p.pid} {p.name()}" for p in left),
         ports_left=tuple(f"{address}:{port}" for address, port in open_ports),
+        machines_left=machines_left,
     )
     if report.clean:
         _remove_leftovers(fleet, state)
@@ -181,7 +205,8 @@ def _refuse_far_hosts(spec: FleetSpec, file: Path) -> None:
     if far:
         raise SpecError(
             f"{file}: hosts of {', '.join(far)} are other machines, and the head of a fleet on "
-            f"this machine listens on loopback, where they cannot join it; close these pools with "
+            f"this machine listens on loopback, where they cannot join it; for `ray up` write "
+            f"`rayburst fleet render {file} --to ray-up > cluster.yaml`, or close these pools with "
             f"`hosts: {{max: 0}}`"
         )
 
@@ -251,20 +276,10 @@ def _start_head(fleet: FleetDir, state: FleetState) -> None:
         **ray_environment(fleet, state),
         **_marks(fleet),
         processes.HOST_VARIABLE: _HEAD,
-        "RAY_enable_autoscaler_v2": "1",
-        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S": "120",
-        # Pools are closed on purpose: else each job's log says every second what Ray would launch.
-        "RAY_SCHEDULER_EVENTS": "0",
+        **AUTOSCALER_ENVIRONMENT,
         "AUTOSCALER_METRIC_PORT": str(state.ports["metrics"]),
         "RAY_CLOUD_INSTANCE_ID": "head",
         "RAY_NODE_TYPE_NAME": "head",
-        # Packages of jobs and applications are kept for as long as the fleet is up: a replica that
-        # moves to another node fetches them again.
-        "RAY_RUNTIME_ENV_TEMPORARY_REFERENCE_EXPIRATION_S": str(10 * 365 * 86_400),
-        # A dead process refuses the connection at once: asking each second finds it in 5 s instead
-        # of 15. A paused one still has Ray's full time-out for every answer.
-        "RAY_health_check_period_ms": "1000",
     }
     spec = fleet.spec()
     command = [
@@ -301,7 +316,8 @@ def _start_head(fleet: FleetDir, state: FleetState) -> None:
     raise StartError(f"Ray's head did not start in {_HEAD_TRIES} tries; {_tail(log)}")
 
 
-def _wait_for_agent(fleet: FleetDir, *, timeout_s: float) -> None:
+def wait_for_agent(fleet: FleetDir, *, timeout_s: float) -> None:
+    """Wait until the agent has seen Ray's head. Raises StartError."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         status = read_json(fleet.agent_file)
@@ -356,24 +372,42 @@ def _end_roles(found: list[psutil.Process], *modules: str) -> None:
     processes.end(roles, grace_s=2.0)
 
 
-def _give_back_hosts(fleet: FleetDir, clock: Callable[[], float]) -> None:
-    """Terminate hosts and journal their ends while the object store still answers."""
+def give_back_hosts(fleet: FleetDir, *, why: str) -> tuple[str, ...]:
+    """Terminate hosts and journal their ends while the object store still answers.
+
+    Returns what could not be given back.
+    """
     log = EventLog(open_store(fleet, IMPATIENT), spool=fleet.spool)
     spec = fleet.spec()
     for pool in open_pools(fleet).values():
         for host in pool.hosts():
             if host.lives:
-                pool.terminate(host.id, why="the fleet went down")
+                pool.terminate(host.id, why=why)
         for host in pool.hosts():
             for event in events_of(host, spec.pool(pool.name)):
                 log.append(event)
             pool.forget(host.id)
     log.flush()
+    return _wait_for_machines(fleet)
+
+
+def _wait_for_machines(fleet: FleetDir) -> tuple[str, ...]:
+    """Those of `ssh` pools that do not take their hosts' end; they stay on record until they do."""
+    spec, deadline = fleet.spec(), time.monotonic() + _GIVE_BACK_S
+    machines = [pool for pool in open_pools(fleet).values() if spec.pool(pool.name).kind == "ssh"]
+    while left := [(pool, host) for pool in machines for host in pool.hosts()]:
+        if time.monotonic() > deadline:
+            return tuple(f"{host.id}: {host.address} does not answer" for _, host in left)
+        for pool, host in left:
+            pool.forget(host.id)
+        time.sleep(0.2)
+    return ()
 
 
 def _remove_leftovers(fleet: FleetDir, state: FleetState | None) -> None:
     if state is not None:
-        shutil.rmtree(state.ray_tmp, ignore_errors=True)
+        if state.ray_tmp:
+            shutil.rmtree(state.ray_tmp, ignore_errors=True)
         if state.store_is_embedded:
             store_server(fleet, state).remove_sockets()
     for folder in ("hosts", "failures", "market"):

@@ -23,6 +23,7 @@ from rayburst.fleet.spec import Shape
 from rayburst.train.grants import NAMESPACE
 
 _RPC_TIMEOUT_S = 5.0
+_PACKAGE_S = 60.0
 _JOB_PREFIX, _JOB_NAMESPACE = b"_ray_internal_job_info_", b"job"
 _ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
 _OBJECT_STORE_SHARE = 0.2
@@ -90,6 +91,25 @@ class Gcs:
                 )
             )
         return jobs
+
+    def ended(self) -> set[str]:
+        """Jobs of this head that were seen to have ended, by `jobs`."""
+        return {key.removeprefix(_JOB_PREFIX).decode() for key in self._ended}
+
+    def submission(self, job: str) -> dict[str, Any] | None:
+        """The whole record of a submitted job; None when there is none."""
+        key = _JOB_PREFIX + job.encode()
+        body = self._client().internal_kv_get(key, _JOB_NAMESPACE, _RPC_TIMEOUT_S)
+        return json.loads(body) if body is not None else None
+
+    def package(self, uri: str) -> bytes | None:
+        """A package of a job, which Ray keeps under its URI; None when it has gone."""
+        body: bytes | None = self._client().internal_kv_get(uri.encode(), None, _PACKAGE_S)
+        return body
+
+    def restore_package(self, uri: str, data: bytes) -> None:
+        """Put a package where Ray looks for it."""
+        self._client().internal_kv_put(uri.encode(), data, True, None, _PACKAGE_S)
 
     def read(self, keys: Iterable[str]) -> dict[str, bytes]:
         """What trainers and planner left for each other; keys that are not there are left out."""
@@ -199,10 +219,24 @@ def _request(raw: Any, kind: RequestKind, gang: str = "") -> Request:
     )
 
 
+def _on_a_shared_machine(temp_dir: str) -> tuple[str, ...]:
+    return (
+        # its own, as on a machine of its own: nodes that share one race for socket names
+        f"--temp-dir={temp_dir}",
+        # zero: the system chooses; Ray's fixed defaults collide on one machine
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        "--dashboard-agent-listen-port=0",
+    )
+
+
 def start_worker_node(
-    *, gcs_address: str, address: str, shape: Shape, labels: Mapping[str, str], temp_dir: str
+    *, gcs_address: str, address: str, shape: Shape, labels: Mapping[str, str], temp_dir: str = ""
 ) -> psutil.Process:
     """Join this process's machine to the cluster; returns the raylet, a child of this process.
+
+    With a `temp_dir` the machine is shared with other nodes: ports are free ones. Without one the
+    machine is the node's own, and Ray's own ports are used, which a firewall can name.
 
     `ray start` is called in this process rather than as a command: one Python start less per node,
     and the raylet stays a child whose end can be seen. Ray must not have been imported with another
@@ -222,14 +256,9 @@ def start_worker_node(
             f"--num-gpus={shape.gpus}",
             f"--memory={shape.memory_bytes}",
             f"--object-store-memory={store_bytes}",
-            # its own, as on a machine of its own: nodes that share one race for socket names
-            f"--temp-dir={temp_dir}",
             f"--labels={','.join(f'{k}={v}' for k, v in labels.items())}",
-            # zero: the system chooses; Ray's fixed defaults collide on one machine
-            "--min-worker-port=0",
-            "--max-worker-port=0",
-            "--dashboard-agent-listen-port=0",
             "--disable-usage-stats",
+            *(_on_a_shared_machine(temp_dir) if temp_dir else ()),
         ],
         standalone_mode=False,
     )

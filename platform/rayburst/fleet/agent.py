@@ -4,7 +4,8 @@ Run by the fleet's supervisor as `python -m rayburst.fleet.agent FLEET_FOLDER`. 
 of its own: hosts carry theirs, the event log is written idempotently, the caps follow from what is
 there. Killed at any point and started again it goes on where it was.
 
-A tick, in this order: hosts are observed and their new states journalled; asks are read, the
+A tick, in this order: hosts are observed, what their watchers told is put on record, and their new
+states are journalled; asks are read, the
 planner decides, grants and decisions are published; the caps are written (only when they changed);
 idle hosts are drained and given back, others get notice; hosts that are gone and journalled are
 forgotten; a dead autoscaler is started again (Ray does not).
@@ -28,11 +29,11 @@ from rayburst.fleet.decisions import DecisionLog
 from rayburst.fleet.desk import Desk
 from rayburst.fleet.events import IMPATIENT, EventLog, NodeEvent
 from rayburst.fleet.failures import read_failures, record_failure, recovered
+from rayburst.fleet.farewells import Farewells
 from rayburst.fleet.files import write_atomically
 from rayburst.fleet.layout import FleetDir
 from rayburst.fleet.monitor import MonitorKeeper
 from rayburst.fleet.observer import (
-    UP_TAG,
     events_of,
     fleet_view,
     new_tags,
@@ -44,11 +45,12 @@ from rayburst.fleet.outlook import Outlook
 from rayburst.fleet.packing import RequestKind
 from rayburst.fleet.planner import plan_fleet
 from rayburst.fleet.pools import open_pools
-from rayburst.fleet.pools.base import GIVEN_BACK, Host, Notice, pool_of
+from rayburst.fleet.pools.base import GIVEN_BACK, UP_TAG, Host, Notice, pool_of
 from rayburst.fleet.promises import Promises
 from rayburst.fleet.render import ray_config, to_yaml
 from rayburst.fleet.spec import Market
 from rayburst.fleet.stock import is_down
+from rayburst.fleet.submissions import SubmissionJournal
 from rayburst.fleet.view import ActionKind, FleetView, Plan
 
 _TICK_S = 1.0
@@ -67,6 +69,7 @@ class Agent:
         log: EventLog,
         decisions: DecisionLog,
         balance: Balance,
+        journal: SubmissionJournal | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._fleet = fleet
@@ -74,10 +77,12 @@ class Agent:
         self._pools = open_pools(fleet)
         self._gcs = gcs
         self._log = log
+        self._submissions = journal
         self._clock = clock
         self._journalled: dict[str, NodeEvent] = {}
         self._openings: dict[str, Opening] = {}
         self._promises = Promises()
+        self._farewells = Farewells(self._spec, self._pools, gcs)
         self._desk = Desk(gcs, decisions, self._spec, balance)
         self._policy = DeadlinePolicy()
         spot = [pool.name for pool in self._spec.pools if pool.market is Market.SPOT]
@@ -92,7 +97,7 @@ class Agent:
         except PoolError as error:
             _LOG.warning("a pool does not answer: %s", error)
             return None
-        if ray is not None and self._tag(hosts, ray, now):
+        if ray is not None and (self._hear(hosts) | self._tag(hosts, ray, now)):
             hosts = self._hosts()
         self._journal(hosts)
         plan = self._plan(hosts, ray, now) if ray is not None else None
@@ -100,6 +105,8 @@ class Agent:
             self._write_caps(plan, hosts)
             self._release(plan, ray, now)
             self._drain(plan, now)
+            self._carry_out(hosts, ray, now)
+        self._keep_submissions()
         self._log.flush()
         self._desk.flush()
         self._forget(hosts, now)
@@ -117,6 +124,32 @@ class Agent:
         except RpcError as error:
             _LOG.warning("Ray's head does not answer: %s", error)
             return None
+
+    def _hear(self, hosts: list[Host]) -> bool:
+        from ray.exceptions import RpcError
+
+        try:
+            return self._farewells.hear(hosts)
+        except RpcError as error:
+            _LOG.warning("Ray's head does not say which hosts have notice: %s", error)
+            return False
+
+    def _carry_out(self, hosts: list[Host], ray: RayView, now: float) -> None:
+        from ray.exceptions import RpcError
+
+        try:
+            self._farewells.carry_out(hosts, ray, now)
+        except RpcError as error:
+            _LOG.warning("Ray's head does not drain: %s", error)
+
+    def _keep_submissions(self) -> None:
+        from ray.exceptions import RpcError
+
+        if self._submissions is not None:
+            try:
+                self._submissions.keep()
+            except RpcError as error:
+                _LOG.warning("Ray's head does not say what was submitted: %s", error)
 
     def _tag(self, hosts: list[Host], ray: RayView, now: float) -> bool:
         nodes = {n.host: n for n in ray.nodes if n.status is not RayNodeStatus.DEAD}
@@ -252,12 +285,14 @@ def main(folder: Path) -> None:
     fleet = FleetDir(folder)
     state = fleet.read_state()
     store = ObjectStore.open(state.store_uri, IMPATIENT)
+    gcs = Gcs(state.gcs_address)
     agent = Agent(
         fleet,
-        gcs=Gcs(state.gcs_address),
+        gcs=gcs,
         log=EventLog(store, spool=fleet.spool),
         decisions=DecisionLog(store, spool=fleet.spool),
         balance=Balance(fleet, store),
+        journal=SubmissionJournal(store, gcs) if state.address else None,
     )
     monitor = MonitorKeeper(fleet)
     while True:

@@ -17,7 +17,7 @@ from typing import Protocol
 import requests
 
 from rayburst.fleet.files import read_json
-from rayburst.fleet.pools.base import Notice
+from rayburst.fleet.pools.base import OWNERS_WISH, Notice
 
 IMDS = "http://169.254.169.254"
 """Where EC2 tells an instance about itself."""
@@ -43,6 +43,23 @@ class ProcessNoticeSource:
     def poll(self) -> Notice | None:
         record = read_json(self._file)
         return Notice(**record) if record else None
+
+
+class OwnerNoticeSource:
+    """Notices of a machine that its owner wants back: a file that holds how many seconds they give.
+
+    The deadline is so long after the file was written, whenever it is seen.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def poll(self) -> Notice | None:
+        try:
+            given_s, at = float(self._file.read_text()), self._file.stat().st_mtime
+        except (OSError, ValueError):  # not there, or not written yet
+            return None
+        return Notice(given_at=at, deadline=at + given_s, why=OWNERS_WISH)
 
 
 class ImdsNoticeSource:

@@ -6,6 +6,7 @@ packages, which have `options`.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
@@ -25,6 +26,11 @@ from rayburst.fleet.hours import OpeningHours
 from rayburst.fleet.problems import Find, wrong
 
 SSH_EXAMPLE = "{hosts: [10.0.0.7, 10.0.0.8], user: ray}"
+VENV_PYTHON = "~/.rayburst/venv/bin/python"
+_INSTALL = (
+    f"test -x {VENV_PYTHON} || python3 -m venv ~/.rayburst/venv",
+    f"{VENV_PYTHON} -m pip install --quiet --disable-pip-version-check $RAYBURST_SHIP/*.whl",
+)
 EC2_EXAMPLE = "{types: [m6i.xlarge], image: ami-0123456789abcdef0, subnets: [subnet-0123abcd]}"
 
 
@@ -113,6 +119,75 @@ class SshSpec(Part):
         except SpecError as error:
             raise wrong(str(error)) from None
         return given
+
+
+class HeadSshSpec(Part):
+    """The machine that `ray up` makes the head of, and how it is reached."""
+
+    host: str = Field(
+        min_length=1, description="its address or name, as you reach it", examples=["10.0.0.6"]
+    )
+    address: str | None = Field(
+        default=None,
+        validate_default=True,
+        description="its IP address, as hosts reach it; by default `host`",
+        examples=["10.0.0.6"],
+    )
+    user: fields.Name = Field(description="who logs in on it", examples=["ray"])
+    key: str | None = Field(
+        default=None, description="file of the private key, with you", examples=["~/.ssh/fleet"]
+    )
+    known_hosts: str | None = Field(
+        default=None,
+        description="file of its host key, with you; by default the user's own",
+        examples=["~/.ssh/known_hosts"],
+    )
+
+    @field_validator("address")
+    @classmethod
+    def _an_address(cls, given: str | None, info: ValidationInfo) -> str | None:
+        if not _is_ip(given or str(info.data.get("host", ""))):
+            raise wrong("Ray needs the head's IP address, as hosts reach it", "10.0.0.6")
+        return given
+
+    @property
+    def ip(self) -> str:
+        """The address under which hosts reach it."""
+        return self.address or self.host
+
+
+class SoftwareSpec(Part):
+    """Where Python is on every machine of the fleet, and what is done before it is used."""
+
+    python: str = Field(
+        default=VENV_PYTHON,
+        min_length=1,
+        description="the Python with Ray and rayburst on head and hosts; by default a venv that "
+        "`setup` makes",
+        examples=["/opt/rayburst/bin/python"],
+    )
+    setup: tuple[str, ...] | None = Field(
+        default=None,
+        description="shell commands on every machine before Ray starts; $RAYBURST_SHIP is the "
+        "folder with rayburst's wheel. By default they install it in the venv, and nothing where "
+        "`python` names another",
+        examples=["[nvidia-smi]"],
+    )
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """What is run on every machine before Ray starts."""
+        if self.setup is not None:
+            return self.setup
+        return _INSTALL if self.python == VENV_PYTHON else ()
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def kind_finds(data: Mapping[str, Any], index: int, pool: Mapping[str, Any]) -> Iterator[Find]:

@@ -9,8 +9,11 @@ A fleet is a folder `.rayburst/NAME/` beside the place where `up` was called:
     openings.json     how many more hosts of each pool the provider may launch
     agent.json        what the agent saw and decided last
     spent.json        what the ledger says was spent, for the agent
-    hosts/ID/         one folder a process host     spool/       events that wait for the object
-    store logs/  store/     logs; data of the embedded object store
+    hosts/ID/         one folder a host
+    spool/            events that wait for the object store
+    logs/  store/     logs; data of the embedded object store
+    ship/             of a fleet that `ray up` started: what came from the user's machine
+    env               of such a fleet: the environment of its head, 0600
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from rayburst.fleet.files import read_json, write_atomically
 from rayburst.fleet.spec import FleetSpec
 
 STATE_VERSION = 1
+TUNNEL = "http://127.0.0.1:8265"
+"""Where `ray dashboard CLUSTER.yaml` shows a cluster's dashboard."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +45,7 @@ class FleetState:
         ray_tmp: Ray's temp folder, kept short because socket paths are limited to 107 bytes.
         store_endpoint: None where the client's own default is meant (AWS itself).
         store_is_embedded: whether the fleet runs the store itself.
+        address: the head's address where hosts are other machines; "" on a loopback network.
     """
 
     name: str
@@ -50,11 +56,12 @@ class FleetState:
     store_uri: str
     store_endpoint: str | None
     store_is_embedded: bool
+    address: str = ""
     version: int = STATE_VERSION
 
     @property
     def head_address(self) -> str:
-        return f"{self.subnet}.1"
+        return self.address or f"{self.subnet}.1"
 
     @property
     def gcs_address(self) -> str:
@@ -62,7 +69,9 @@ class FleetState:
 
     @property
     def dashboard_url(self) -> str:
-        return f"http://{self.head_address}:{self.ports['dashboard']}"
+        # to others a real head shows its dashboard through `ray dashboard` only
+        host = "127.0.0.1" if self.address else self.head_address
+        return f"http://{host}:{self.ports['dashboard']}"
 
     @property
     def serve_url(self) -> str:
@@ -102,6 +111,16 @@ class FleetDir:
     @property
     def spent_file(self) -> Path:
         return self.path / "spent.json"
+
+    @property
+    def ship_token_file(self) -> Path:
+        """The token of a fleet that `ray up` started, where it was called."""
+        return self.path / "ship" / "token"
+
+    @property
+    def was_launched_from_here(self) -> bool:
+        """Whether `ray up` was called here, and the fleet lives on another machine."""
+        return self.ship_token_file.exists() and not self.state_file.exists()
 
     @property
     def logs(self) -> Path:
@@ -175,19 +194,28 @@ def store_environment(fleet: FleetDir, state: FleetState) -> dict[str, str]:
 
 def ray_environment(fleet: FleetDir, state: FleetState) -> dict[str, str]:
     """Environment of every process of the fleet: Ray's authentication and the object store."""
+    # what stands where `up` was called can be imported: `serve deploy serve_apps/lm.yaml`
+    here = "" if state.address else str(fleet.path.parent.parent)
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(fleet.token_file),
         "RAY_USAGE_STATS_ENABLED": "0",
         # a process that renames itself must not overwrite the fleet's mark in its environment
         "SPT_NOENV": "1",
-        # what stands where `up` was called can be imported: `serve deploy serve_apps/lm.yaml`
-        "PYTHONPATH": os.pathsep.join(
-            filter(None, (str(fleet.path.parent.parent), os.environ.get("PYTHONPATH", "")))
-        ),
+        "PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH", "")))),
         # `python` in a job's entry point is the Python that rayburst runs on
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         **store_environment(fleet, state),
+    }
+
+
+def launched_environment(fleet: FleetDir) -> dict[str, str]:
+    """What `rayburst env` prints where `ray up` was called, for use beside `ray dashboard`."""
+    return {
+        "RAY_API_SERVER_ADDRESS": TUNNEL,
+        "RAY_DASHBOARD_ADDRESS": TUNNEL,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(fleet.ship_token_file),
     }
 
 

@@ -9,13 +9,12 @@ from rayburst.fleet._ray_hooks import RayNode, RayNodeStatus, RayView
 from rayburst.fleet.events import NodeEvent
 from rayburst.fleet.failures import Failures
 from rayburst.fleet.outlook import Outlook
-from rayburst.fleet.pools.base import ENDED_BY_AUTOSCALER, GIVEN_BACK, Host
+from rayburst.fleet.pools.base import ENDED_BY_AUTOSCALER, GIVEN_BACK, UP_TAG, Host
 from rayburst.fleet.render import node_labels, node_resources
 from rayburst.fleet.spec import FleetSpec, Market, PoolSpec
 from rayburst.fleet.spending import Limit
 from rayburst.fleet.view import FleetView, NodeState, NodeView, PoolView, SpotRates
 
-UP_TAG = "rayburst-up-at"
 DRAINING_TAG = "rayburst-draining-at"
 SENT_AWAY = (GIVEN_BACK, ENDED_BY_AUTOSCALER)
 FIRST_START_S = 30.0

@@ -1,4 +1,4 @@
-"""`rayburst fleet render`: a fleet file as what Ray's autoscaler or KubeRay takes."""
+"""`rayburst fleet render`: a fleet file as what Ray's autoscaler, `ray up` or KubeRay takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from rayburst.errors import SpecError
 
-FORMS = ("autoscaler", "raycluster", "rayjob", "rayservice")
+FORMS = ("autoscaler", "ray-up", "raycluster", "rayjob", "rayservice")
 
 
 def render(
@@ -23,7 +23,9 @@ def render(
         Path | None, typer.Option(help="RayService: a file that `serve deploy` takes.")
     ] = None,
 ) -> None:
-    """Print what Ray's autoscaler gets of a fleet file (all pools closed), or KubeRay's manifests.
+    """Print what Ray's autoscaler, `ray up` or KubeRay take of a fleet file.
+
+    `rayburst fleet render FILE --to ray-up > cluster.yaml && ray up cluster.yaml`
 
     `rayburst fleet render FILE --to raycluster --image REGISTRY/rayburst:0.1 | kubectl apply -f -`
     """
@@ -33,6 +35,12 @@ def render(
     spec = FleetSpec.load(file)
     if to == "autoscaler":
         typer.echo(to_yaml(ray_config(spec)), nl=False)
+        return
+    if to == "ray-up":
+        from rayburst.fleet.cluster import cluster_yaml
+        from rayburst.fleet.specfile import read_text
+
+        typer.echo(cluster_yaml(spec, read_text(file)), nl=False)
         return
     manifest, warnings = _kuberay(spec, to, image=image, entrypoint=entrypoint, serve=serve)
     for warning in warnings:

@@ -22,6 +22,7 @@ def json_schema() -> dict[str, Any]:
     properties = {name: part.get("properties", {}) for name, part in schema["$defs"].items()}
     properties["Limits"]["idle_timeout"]["default"] = _default("idle_timeout_s")
     properties["Limits"]["drain"]["default"] = _default("drain_s")
+    properties["Limits"]["join"]["default"] = _default("join_s")
     store = schema["$defs"]["ObjectStoreSpec"]
     del store["required"]
     store["anyOf"] = [{"required": ["kind"]}, {"required": ["uri"]}]

@@ -25,7 +25,9 @@ from rayburst.fleet.kindspec import (
     EC2_EXAMPLE,
     SSH_EXAMPLE,
     Ec2Spec,
+    HeadSshSpec,
     Part,
+    SoftwareSpec,
     SshSpec,
     kind_finds,
 )
@@ -51,6 +53,12 @@ class HeadSpec(Part):
     """The node that runs Ray's head and rayburst's agent."""
 
     cpus: fields.Count = Field(default=0, description="CPUs the head gives to work; 0: none")
+    ssh: HeadSshSpec | None = Field(
+        default=None,
+        description="the machine that `ray up` makes the head of; none for `rayburst up`, whose "
+        "head is this machine",
+        examples=["{host: 10.0.0.6, user: ray}"],
+    )
 
 
 class Shape(Part):
@@ -205,6 +213,11 @@ class Limits(Part):
     drain_s: fields.Duration = Field(
         default=30.0, validation_alias="drain", description="time that work has to leave a host"
     )
+    join_s: fields.Duration = Field(
+        default=600.0,
+        validation_alias="join",
+        description="time that a host on another machine has to join; it failed after that",
+    )
 
 
 class TenantSpec(Part):
@@ -269,6 +282,9 @@ class FleetSpec(Part):
     object_store: ObjectStoreSpec = Field(examples=["{kind: embedded}"])
     limits: Limits = Field(default=Limits(), examples=["{idle_timeout: 60s, drain: 30s}"])
     head: HeadSpec = Field(default=HeadSpec(), examples=["{cpus: 0}"])
+    software: SoftwareSpec = Field(
+        default=SoftwareSpec(), examples=["{python: /opt/rayburst/bin/python}"]
+    )
     span: Annotated[
         Literal["zone", "any"], fields.one_of(("zone", "any"), "workers of one job lie in")
     ] = Field(

@@ -9,9 +9,9 @@ from rayburst.errors import FleetNotFoundError
 from rayburst.fleet import processes
 from rayburst.fleet.files import read_json
 from rayburst.fleet.layout import FleetDir
-from rayburst.fleet.observer import DRAINING_TAG, UP_TAG
+from rayburst.fleet.observer import DRAINING_TAG
 from rayburst.fleet.pools import open_pools
-from rayburst.fleet.pools.base import Host
+from rayburst.fleet.pools.base import UP_TAG, Host
 from rayburst.report.tables import Table
 
 _AGENT_SILENT_S = 15.0

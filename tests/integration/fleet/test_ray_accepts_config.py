@@ -15,6 +15,7 @@ from rayburst.fleet.view import Caps
 
 SPEC = FleetSpec.load(default_path())
 OPEN = {"rack": Caps(min=0, max=2), "spot-b": Caps(min=1, max=1)}
+CLUSTERS = sorted((Path(__file__).parents[3] / "cluster_configs" / "ray-up").glob("*.yaml"))
 CONFIG = ray_config(SPEC, caps=OPEN, fleet_dir=Path("/x/.rayburst/local"))
 
 
@@ -28,6 +29,15 @@ def test_the_schema_of_ray_takes_it() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     validate_config(prepare_config(yaml.safe_load(to_yaml(CONFIG))))
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.stem)
+def test_ray_up_takes_what_is_rendered_for_it(path: Path) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(yaml.safe_load(path.read_text()))
+    validate_config(config)
+    assert config["worker_setup_commands"] == [], "hosts are brought up by their pools"
 
 
 def test_the_autoscaler_sees_the_caps_shapes_and_labels() -> None:

@@ -12,5 +12,8 @@ __all__ = ["Host", "Notice", "Pool", "PoolSite", "open_pools"]
 def open_pools(fleet: FleetDir) -> dict[str, Pool]:
     """The fleet's pools by name, ready to be asked. Starts nothing."""
     spec = fleet.spec()
-    site = PoolSite(fleet=fleet.name, folder=fleet.path, subnet=fleet.read_state().subnet)
+    state = fleet.read_state()
+    site = PoolSite(
+        fleet=fleet.name, folder=fleet.path, subnet=state.subnet, joins=bool(state.address)
+    )
     return {pool.name: open_pool(pool, site) for pool in spec.pools}

@@ -22,6 +22,12 @@ from typing import Protocol
 from rayburst.errors import PoolError
 from rayburst.fleet.spec import PoolSpec
 
+UP_TAG = "rayburst-up-at"
+"""The tag that says when a host joined, in unix seconds."""
+
+OWNERS_WISH = "its owner wants it back"
+"""Why an owner's notice takes a machine."""
+
 ENDED_BY_AUTOSCALER = "ended by the autoscaler"
 """Why a host is gone that nothing was wrong with."""
 
@@ -113,12 +119,14 @@ class PoolSite:
         fleet: the fleet's name: what marks a host as this fleet's.
         folder: the fleet's folder on the head, where a pool may keep records.
         subnet: the fleet's part of this machine's loopback network, like "127.40.7".
+        joins: whether there is a cluster that hosts are to join.
         clock: unix seconds.
     """
 
     fleet: str
     folder: Path
     subnet: str
+    joins: bool = False
     clock: Callable[[], float] = time.time
 
 

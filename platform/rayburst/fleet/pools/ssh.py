@@ -7,26 +7,31 @@ failed a while ago is passed over. What leases, records and looks found lies on 
 the fleet's folder, so any process may open the pool; one of them at a time looks after the hosts
 (`ssh_care`). A lease of this fleet that no record knows is an orphan of an earlier head, and ended.
 
-It leases and gives back. It does not make hosts join a cluster.
+Where the site has a cluster, a leased machine is told to join it (`ssh_join`); a machine whose node
+ended, or never started, is given back.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rayburst.errors import PoolCapacityError, PoolError, PoolUnreachableError
 from rayburst.fleet.files import write_atomically
 from rayburst.fleet.hours import OpeningHours
+from rayburst.fleet.layout import FleetDir
 from rayburst.fleet.pools.base import Host, Notice, PoolSite, check_room
 from rayburst.fleet.pools.quarantine import Quarantine
 from rayburst.fleet.pools.records import HostRecords
 from rayburst.fleet.pools.ssh_care import SshCare, why_dead
 from rayburst.fleet.pools.ssh_host import Lease, Run, Seen, SshMachine
-from rayburst.fleet.spec import PoolSpec
+from rayburst.fleet.pools.ssh_join import tell_in_background
+from rayburst.fleet.spec import HEAD, PoolSpec
 
 _MEMORY_SLACK = 0.9  # a kernel keeps some of what a machine has
 
@@ -45,7 +50,7 @@ class SshPool:
         self._site = site
         self._machines = {at: SshMachine(at, spec.ssh, run=run) for at in spec.ssh.hosts}
         self._hours = OpeningHours.parse(spec.ssh.open, timezone=spec.ssh.timezone)
-        folder = site.folder / "ssh" / spec.name
+        self._folder = folder = site.folder / "ssh" / spec.name
         self._quarantine = Quarantine(folder, clock=site.clock)
         self._records = HostRecords(
             site.folder, spec.name, found_dead=self._found_dead, clock=site.clock
@@ -78,7 +83,7 @@ class SshPool:
         return self._records.hosts()
 
     def launch(self, count: int, *, tags: Mapping[str, str], why: str) -> list[str]:
-        with self._records.exclusive():
+        with self._one_at_a_time():
             mine = self._records.hosts()
             check_room(self._spec, sum(host.lives for host in mine), count)
             now = self._site.clock()
@@ -96,6 +101,8 @@ class SshPool:
                 except PoolError as error:
                     passed.append(str(error))
             if len(made) == count:
+                for host in made:
+                    self.join(host)
                 return [host.id for host in made]
             for host in made:
                 self.terminate(host.id, why="the launch fell short")
@@ -105,6 +112,37 @@ class SshPool:
             f"pool {self.name!r} has {len(made)} of {count} machine(s) that could be leased: {told}"
         )
 
+    @contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """One launch of this pool, over threads and processes; it may wait for machines."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "launch.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def join(self, host: Host) -> None:
+        """Have a leased machine join the cluster, where there is one; returns at once."""
+        machine = self.machine(host)
+        if self._site.joins and machine is not None:
+            folder = self._records.root / host.id
+            tell_in_background(FleetDir(self._site.folder), host, machine, folder)
+
+    def reap(self) -> list[str]:
+        """Give back machines that an earlier head of this fleet had; their hosts' ids.
+
+        Machines that give no answer are left: a launch that meets them does the same.
+        """
+        ended = []
+        with self._one_at_a_time():
+            held = {host.address for host in self._records.hosts() if host.lives}
+            for machine in (m for at, m in self._machines.items() if at not in held):
+                with suppress(PoolUnreachableError):
+                    lease = machine.look().lease
+                    if lease and lease.fleet == self._site.fleet and lease.host != HEAD:
+                        machine.release(lease.host)
+                        ended.append(lease.host)
+        return ended
+
     def tag(self, host: str, tags: Mapping[str, str]) -> None:
         self._records.tag(host, tags)
 
@@ -112,9 +150,10 @@ class SshPool:
         self._records.notify(host, notice)
 
     def terminate(self, host: str, *, why: str) -> None:
-        if not self._records.end(host, why=why) and not self._records.knows(host):
-            return
-        self._care.release(host)
+        if any(one.id == host and one.lives for one in self._records.hosts()):
+            self._care.owe(host)  # first: whoever ends between the two leaves no lease behind
+            self._records.end(host, why=why)
+            self._care.release_soon(host)
 
     def forget(self, host: str) -> None:
         if not self._care.owes(host):
@@ -143,6 +182,8 @@ class SshPool:
         try:
             seen = machine.take(mine)
             if seen.lease and seen.lease.fleet == mine.fleet and seen.lease.host != mine.host:
+                if seen.lease.host == HEAD:
+                    raise PoolError(f"{machine.address} is the head of the fleet")
                 if self._records.knows(seen.lease.host) and self._lives(seen.lease.host):
                     raise PoolError(f"{machine.address} is in use by {seen.lease.host}")
                 machine.release(seen.lease.host)  # an orphan of an earlier head

@@ -24,10 +24,11 @@ from rayburst.errors import (
     PoolUnreachableError,
 )
 from rayburst.fleet.files import read_json, write_atomically
-from rayburst.fleet.pools.base import Host, Notice
+from rayburst.fleet.pools.base import OWNERS_WISH, UP_TAG, Host, Notice
 from rayburst.fleet.pools.quarantine import Quarantine
 from rayburst.fleet.pools.records import HostRecords
 from rayburst.fleet.pools.ssh_host import Seen
+from rayburst.fleet.pools.ssh_join import was_told
 
 if TYPE_CHECKING:
     from rayburst.fleet.pools.ssh import SshPool
@@ -36,6 +37,7 @@ LOOK_S = 5.0
 MISSES = 3
 _LAUNCH_S = 60.0
 _AT_ONCE = 16
+_PATIENCE_S = 3.0
 
 
 def why_dead(folder: Path, host: Host, *, now: float) -> str:
@@ -83,10 +85,20 @@ class SshCare:
                 list(pool.map(self._care_for, hosts))
             write_atomically(self._folder / "look.json", json.dumps({"at": self._clock()}))
 
+    def owe(self, host: str) -> None:
+        """Put on record that a machine is to be given back."""
+        write_atomically(self._records.root / host / "owed.json", "{}")
+
+    def release_soon(self, host: str) -> None:
+        """Give a machine back; one that hangs is not waited for longer than a moment."""
+        work = threading.Thread(target=self.release, args=(host,), daemon=True)
+        work.start()
+        work.join(_PATIENCE_S)
+
     def release(self, host: str) -> None:
         """Give a machine back now, or as soon as it answers."""
         folder = self._records.root / host
-        write_atomically(folder / "owed.json", "{}")
+        self.owe(host)
         found = next((one for one in self._records.hosts() if one.id == host), None)
         machine = self._pool.machine(found) if found else None
         if found is None or machine is None:
@@ -116,8 +128,9 @@ class SshCare:
             leased = read_json(folder / "leased.json")
             if leased is None:
                 return
+            self._pool.join(host)
             try:
-                seen = machine.look()
+                seen = machine.look(host.id)
             except PoolUnreachableError as error:
                 self._missed(folder, host, str(error))
                 return
@@ -140,6 +153,10 @@ class SshCare:
         elif seen.lease is None or seen.lease.host != host.id:
             holder = f"is held by {seen.lease.fleet}" if seen.lease else "was removed"
             dead = f"lost: its lease on {host.address} {holder}"
+        elif was_told(folder) and not (seen.processes and not seen.ended):
+            dead = seen.ended or "its processes died without notice"
+            if UP_TAG not in host.tags:
+                self._quarantine.add(host.address, dead)
         write_atomically(folder / "looks.json", json.dumps({"misses": 0, "dead": dead}))
         if dead:
             self.release(host.id)
@@ -150,8 +167,9 @@ class SshCare:
                 self._pool.terminate(host.id, why=f"taken: {host.notice.why}")
             return
         if seen.reclaim_s is not None:
-            why = "its owner wants it back"
-            notice = Notice(given_at=now, deadline=now + seen.reclaim_s, why=why)
+            given_at = now - seen.reclaim_age_s
+            deadline = given_at + seen.reclaim_s
+            notice = Notice(given_at=given_at, deadline=deadline, why=OWNERS_WISH)
             self._records.notify(host.id, notice)
             return
         closes = self._pool.hours.closes_at(now)

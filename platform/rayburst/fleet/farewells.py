@@ -1,0 +1,61 @@
+"""Notices of hosts on other machines: heard by the agent, and carried out where nobody else does.
+
+A host's own watcher leaves its notice in Ray's key-value store and drains its node (`node`). This
+puts such notices on the host's record, and drains and ends hosts that the planner sends away: those
+machines do not know of it. Process hosts do all of that for themselves and are left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+
+from rayburst.fleet._ray_hooks import Gcs, RayNodeStatus, RayView
+from rayburst.fleet.pools.base import GIVEN_BACK, Host, Notice, Pool
+from rayburst.fleet.pools.luggage import notice_key
+from rayburst.fleet.spec import FleetSpec
+
+_LOG = logging.getLogger("rayburst.agent")
+
+
+class Farewells:
+    """The notices of one fleet's far hosts. All methods may be called at every tick."""
+
+    def __init__(self, spec: FleetSpec, pools: Mapping[str, Pool], gcs: Gcs) -> None:
+        self._far = {pool.name for pool in spec.pools if pool.kind != "process"}
+        self._pools = pools
+        self._gcs = gcs
+
+    def hear(self, hosts: Sequence[Host]) -> bool:
+        """Put on record what hosts' watchers told; whether there was any. Raises RpcError."""
+        waiting = {
+            notice_key(host.id): host
+            for host in hosts
+            if host.pool in self._far and host.lives and host.notice is None
+        }
+        found = self._gcs.read(waiting)
+        for key, body in found.items():
+            host = waiting[key]
+            _LOG.info("%s has notice: %s", host.id, body.decode())
+            self._pools[host.pool].notify(host.id, Notice(**json.loads(body)))
+        return bool(found)
+
+    def carry_out(self, hosts: Sequence[Host], ray: RayView, now: float) -> None:
+        """Drain what has notice and is not drained, end what was sent away and is due."""
+        nodes = {node.host: node for node in ray.nodes if node.status is not RayNodeStatus.DEAD}
+        for host in hosts:
+            notice = host.notice
+            if host.pool not in self._far or not host.lives or notice is None:
+                continue
+            if notice.planned and now >= notice.deadline:
+                self._pools[host.pool].terminate(host.id, why=f"{GIVEN_BACK}: {notice.why}")
+                continue
+            node = nodes.get(host.id)
+            if node is not None and node.status is not RayNodeStatus.DRAINING:
+                self._gcs.drain(node.node_id, why=notice.why, deadline=notice.deadline, idle=False)
+
+    def forget(self, host: Host) -> None:
+        """Take what a host's watcher told out of the store. Raises RpcError."""
+        if host.pool in self._far:
+            self._gcs.delete(notice_key(host.id))

@@ -1,0 +1,179 @@
+"""What `ray up` and `ray down` run on the head, beside `ray start`.
+
+    python -m rayburst.fleet.head prepare ~/.rayburst/NAME     # before `ray start`
+    python -m rayburst.fleet.head start ~/.rayburst/NAME       # after it: agent and bookkeeper
+    python -m rayburst.fleet.head hosts ~/.rayburst/NAME       # JSON, for the user's machine
+    python -m rayburst.fleet.head end ~/.rayburst/NAME ID...   # give hosts back
+    python -m rayburst.fleet.head down ~/.rayburst/NAME        # give all back, end all
+    python -m rayburst.fleet.head recover ~/.rayburst/NAME     # after the loss of an earlier head
+
+The fleet's folder on the head is laid out as that of `rayburst up`; what came from the user's
+machine lies in `ship`. `prepare` ends what an earlier head of this fleet left on the machine, and
+nothing else. A second run of any of these changes nothing more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from rayburst.dev import embedded
+from rayburst.errors import FleetBrokenError, FleetNotFoundError, RayburstError, StoreError
+from rayburst.fleet import processes
+from rayburst.fleet.cluster import PORTS, head_of
+from rayburst.fleet.files import write_atomically
+from rayburst.fleet.layout import FleetDir, FleetState, ray_environment
+from rayburst.fleet.pools import open_pools
+from rayburst.fleet.pools.ssh import SshPool
+from rayburst.fleet.render import ray_config, to_yaml
+from rayburst.fleet.spec import HEAD
+from rayburst.fleet.store import open_store
+from rayburst.fleet.submissions import forget_all, resubmit
+
+_AGENT_S = 90.0
+_SHIPPED = ("fleet.yaml", "token", "store.json")
+_PRIVATE = ("token", "store.json")
+
+
+def prepare(fleet: FleetDir) -> None:
+    """Everything on disk that head, agent and `down` need, before the first process.
+
+    Hosts of a head that ran before are given back: to a new one they would be strangers.
+    """
+    processes.end(processes.owned(fleet.path), grace_s=5.0)
+    if fleet.state_file.exists():
+        embedded.give_back_hosts(fleet, why="the head was made anew")
+    ship = fleet.path / "ship"
+    for name in _SHIPPED:
+        if (ship / name).exists():
+            data = (ship / name).read_bytes()
+            write_atomically(fleet.path / name, data, private=name in _PRIVATE)
+    spec = fleet.spec()
+    state = FleetState(
+        name=fleet.name,
+        started_at=time.time(),
+        subnet="",
+        ports=PORTS,
+        ray_tmp="",
+        store_uri=str(spec.object_store.uri),
+        store_endpoint=spec.object_store.endpoint,
+        store_is_embedded=False,
+        address=head_of(spec).ip,
+    )
+    fleet.write_state(state)
+    write_atomically(fleet.autoscaling_file, to_yaml(ray_config(spec, fleet_dir=fleet.path)))
+    for stale in ("agent.json", embedded.HEAD_STARTED):
+        (fleet.path / stale).unlink(missing_ok=True)
+    env = {
+        **ray_environment(fleet, state),
+        **embedded.AUTOSCALER_ENVIRONMENT,
+        "AUTOSCALER_METRIC_PORT": str(PORTS["metrics"]),
+        "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S": str(int(spec.limits.join_s)),
+        processes.OWNER_VARIABLE: str(fleet.path),
+        processes.HOST_VARIABLE: HEAD,
+    }
+    lines = [f"export {key}={shlex.quote(value)}\n" for key, value in env.items()]
+    write_atomically(fleet.path / "env", "".join(lines), private=True)
+
+
+def start(fleet: FleetDir) -> None:
+    """Start the agent and the bookkeeper under their supervisor. Raises StartError."""
+    (fleet.path / embedded.HEAD_STARTED).touch()
+    processes.spawn(
+        [sys.executable, "-m", "rayburst.dev.supervisor", str(fleet.path)],
+        env={
+            **os.environ,
+            processes.OWNER_VARIABLE: str(fleet.path),
+            processes.HOST_VARIABLE: HEAD,
+        },
+        log=fleet.logs / "supervisor.log",
+    )
+    embedded.wait_for_agent(fleet, timeout_s=_AGENT_S)
+
+
+def hosts(fleet: FleetDir) -> list[dict[str, object]]:
+    """The living hosts of all pools, and what a machine is still owed."""
+    found = [host for pool in open_pools(fleet).values() for host in pool.hosts()]
+    return [
+        {"id": host.id, "address": host.address, "tags": dict(host.tags)}
+        for host in found
+        if host.lives
+    ]
+
+
+def end(fleet: FleetDir, names: list[str]) -> None:
+    """Give these hosts back."""
+    pools = open_pools(fleet)
+    for name in names:
+        for pool in pools.values():
+            pool.terminate(name, why="ended by `ray down`")
+
+
+def down(fleet: FleetDir) -> None:
+    """Give all hosts back and end what runs on the head.
+
+    Raises:
+        FleetBrokenError: something is left; says what.
+    """
+    with contextlib.suppress(FleetNotFoundError, StoreError):
+        forget_all(open_store(fleet))
+    report = embedded.down(fleet)
+    if not report.clean:
+        raise FleetBrokenError(f"left behind: {', '.join(report.left)}")
+    shutil.rmtree(fleet.path / "ship", ignore_errors=True)
+    for name in ("env", "store.json"):
+        (fleet.path / name).unlink(missing_ok=True)
+
+
+def recover(fleet: FleetDir) -> list[str]:
+    """Go on where a lost head stopped: what it did, in words.
+
+    Machines that it had leased are given back, instances of EC2 are found by their tags, and jobs
+    that had not ended are submitted again by the same ids.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    from rayburst.fleet._ray_hooks import Gcs
+
+    done = []
+    for pool in open_pools(fleet).values():
+        if isinstance(pool, SshPool):
+            done += [f"gave back {host}, which the lost head had" for host in pool.reap()]
+        else:
+            done += [f"found {host.id}" for host in pool.hosts() if host.lives]
+    state = fleet.read_state()
+    headers = {"Authorization": f"Bearer {fleet.token()}"}
+    client = JobSubmissionClient(state.dashboard_url, headers=headers)
+    jobs = resubmit(open_store(fleet), Gcs(state.gcs_address), client.submit_job)
+    return [*done, *(f"submitted {job} again" for job in jobs)]
+
+
+def main(verb: str, folder: str, *names: str) -> int:
+    fleet = FleetDir(Path(folder).expanduser().resolve())
+    try:
+        if verb == "hosts":
+            sys.stdout.write(json.dumps(hosts(fleet)) + "\n")
+        elif verb == "end":
+            end(fleet, list(names))
+        elif verb == "recover":
+            sys.stdout.write("".join(f"{line}\n" for line in recover(fleet)))
+        else:
+            {"prepare": prepare, "start": start, "down": down}[verb](fleet)
+    except FleetNotFoundError:
+        if verb == "hosts":
+            sys.stdout.write("[]\n")
+        return 0  # nothing is up: nothing to list, nothing to end
+    except RayburstError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(*sys.argv[1:]))
