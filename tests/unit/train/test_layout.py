@@ -108,6 +108,9 @@ def test_what_cannot_be_laid_out_is_refused_with_a_way_out() -> None:
         Plan(loss=nn.functional.cross_entropy, tensor={"a": "rows"})  # type: ignore[dict-item]
     with pytest.raises(LayoutError, match="bf16"):
         ParallelOptions(precision="fp8")  # type: ignore[arg-type]
+    with pytest.raises(LayoutError, match="blocks, embed and unembed"):
+        plan = Plan(loss=nn.functional.cross_entropy)
+        Parallel(net, ParallelOptions(recompute=True), sgd, plan=plan)
 
 
 def test_any_module_learns_as_in_a_plain_loop_with_a_plan_that_only_names_its_loss() -> None:

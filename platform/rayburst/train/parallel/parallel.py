@@ -94,6 +94,11 @@ class Parallel:
         self.stage = Stage(
             model, plan, index=self.layout.place_of(place).pipeline, count=self.layout.pipeline
         )
+        if options.recompute and not plan.is_cut:
+            raise LayoutError(
+                "recompute=True keeps the inputs of blocks: give a plan with blocks, embed and "
+                "unembed, or leave it out"
+            )
         self.stage.recomputes = options.recompute
         self._runs = distribute(
             self.stage,
