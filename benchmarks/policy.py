@@ -1,7 +1,8 @@
-"""The deadline policy on recorded spot markets, beside the baselines and the optimum.
+"""The planner on recorded spot markets, beside the baselines and the optimum.
 
-    make bench-policy                                  # everything; about 15 minutes on one core
+    make bench-policy                                  # everything; about half an hour on one core
     python benchmarks/policy.py --thin 10              # a tenth of the jobs
+    python benchmarks/policy.py --only gangs           # one part
     python benchmarks/policy.py --counts               # print the counts of fleet/recorded.py
 
 Prints one table for each changeover time, one for several zones and one for gangs, and writes
@@ -64,9 +65,9 @@ def worst_zone(report: Report) -> tuple[float, str]:
 
 def single_zone(traces: Path, settings: Settings) -> dict[str, object]:
     """All policies on every zone of windows/, each zone by itself."""
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     report = simulate(traces / "windows", settings)
-    wall_s = time.perf_counter() - began
+    wall_s, cpu_s = time.perf_counter() - began, time.process_time() - worked
     shares = list(report.removed().values())
     low, high = removed_interval(report)
     over, where = worst_zone(report)
@@ -74,7 +75,8 @@ def single_zone(traces: Path, settings: Settings) -> dict[str, object]:
     print(
         f"changeover {settings.changeover_s / 3600:g} h: removed {np.mean(shares):.3f} "
         f"(bootstrap 5-95%: {low:.3f} to {high:.3f}); misses {report.misses()}; most above "
-        f"uniform-progress {over:+.4f} ({where}); {wall_s:.0f} s\n",
+        f"uniform-progress {over:+.4f} ({where}); {wall_s:.0f} s, "
+        f"{cpu_s:.0f} s of the processor\n",
         flush=True,
     )
     return {
@@ -83,6 +85,7 @@ def single_zone(traces: Path, settings: Settings) -> dict[str, object]:
         "removed_5_95": [low, high],
         "most_above_uniform_progress": over,
         "wall_s": wall_s,
+        "cpu_s": cpu_s,
     }
 
 
@@ -153,25 +156,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--traces", type=Path, default=ROOT.parent / "shared" / "traces")
     parser.add_argument("--thin", type=int, default=1, help="take one job of so many")
+    parser.add_argument("--only", choices=("zones", "several", "gangs"), help="one part of it")
     parser.add_argument("--counts", action="store_true", help="print the counts and stop")
     args = parser.parse_args()
     if args.counts:
         print_counts(args.traces)
         return
-    settings = Settings(thin=args.thin)
-    result = {
+    settings, only = Settings(thin=args.thin), args.only
+    result: dict[str, object] = {
         "machine": platform.processor() or platform.machine(),
         "thin": args.thin,
-        "single_zone": {
+    }
+    if only in (None, "zones"):
+        result["single_zone"] = {
             f"{d_h:g}h": single_zone(args.traces, replace(settings, changeover_s=d_h * 3600))
             for d_h in (0.2, 0.05, 0.4)
-        },
-        "several_zones": side_by_side(args.traces, replace(settings, every_s=12 * 3600.0)),
-        "several_zones_every_2_days": side_by_side(
-            args.traces, replace(settings, every_s=2 * 86400.0)
-        ),
-        "gangs": gangs(args.traces, settings),
-    }
+        }
+    if only in (None, "several"):
+        for name, every_s in (("", 12 * 3600.0), ("_every_2_days", 2 * 86400.0)):
+            used = replace(settings, every_s=every_s)
+            result[f"several_zones{name}"] = side_by_side(args.traces, used)
+    if only in (None, "gangs"):
+        result["gangs"] = gangs(args.traces, settings)
     out = ROOT / "benchmarks" / "out" / "policy.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")

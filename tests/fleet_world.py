@@ -115,6 +115,8 @@ class World:
     span_any: bool = False
     dry: Callable[[str, float], bool] = lambda pool, now: False
     """Whether a pool's market has nothing at a time: its hosts are taken, launches fail."""
+    room: Callable[[str, float], int] = lambda pool, now: 1_000_000
+    """How many hosts of a pool its market leaves at a time: more are taken, launches fail."""
     now: float = 0.0
     usd: float = 0.0
     hosts: dict[str, Host] = field(default_factory=dict)
@@ -139,8 +141,7 @@ class World:
     def step(self) -> Plan:
         self._market()
         if self.outlook is not None:
-            dry = {p.name for p in self.pools if self.dry(p.name, self.now)}
-            self.outlook.observe(self.now, dry)
+            self._look(self.outlook)
         self._deliver()
         plan = plan_fleet(self.view(), self.demand(), policy=self.policy, span_any=self.span_any)
         self._check(plan)
@@ -149,6 +150,15 @@ class World:
         self._work()
         self.now += self.tick_s
         return plan
+
+    def _look(self, outlook: Outlook) -> None:
+        has = {p.name: self._has(p.name) for p in self.pools}
+        down = {p.name for p in self.pools if self.dry(p.name, self.now)}
+        down |= {name for name, count in has.items() if count >= self.room(name, self.now)}
+        outlook.observe(self.now, down, has)
+
+    def _has(self, pool: str) -> int:
+        return sum(host.pool == pool for host in self.hosts.values())
 
     def view(self) -> FleetView:
         rates = self.outlook.rates() if self.outlook else {}
@@ -213,7 +223,9 @@ class World:
             if self.now >= host.up_at and (failed := self.failed.get(host.pool)):
                 self.failed[host.pool] = [at for at in failed if at > host.requested_at]
         for name, host in list(self.hosts.items()):
-            if self.dry(host.pool, self.now):
+            if self.dry(host.pool, self.now) or self._has(host.pool) > self.room(
+                host.pool, self.now
+            ):
                 self.taken[host.pool] = self.now
                 self._gone(name, "taken")
 
@@ -249,6 +261,11 @@ class World:
             self.failed.setdefault(name, []).append(self.now)
             self.log.append((self.now, "failed", name))
             return
+        there = self._has(name) + sum(pool == name for _, pool in self.promised)
+        if count > (left := max(self.room(name, self.now) - there, 0)):
+            self.failed.setdefault(name, []).append(self.now)
+            self.log.append((self.now, "failed", name))
+            count = left
         self.promised += [(self.now + self.launch_s, name)] * count
         if self.launch_s == 0:
             self._deliver()

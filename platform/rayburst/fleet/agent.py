@@ -17,6 +17,7 @@ import json
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,7 +52,7 @@ from rayburst.fleet.render import ray_config, to_yaml
 from rayburst.fleet.spec import Market
 from rayburst.fleet.stock import is_down
 from rayburst.fleet.submissions import SubmissionJournal
-from rayburst.fleet.view import ActionKind, FleetView, Plan
+from rayburst.fleet.view import ActionKind, FleetView, NodeState, Plan
 
 _TICK_S = 1.0
 _REMEMBER_GONE_S = 120.0  # the planner still wants to know which pools lost hosts lately
@@ -211,7 +212,10 @@ class Agent:
             promised=self._promises.count(hosts, failed_at, now),
             outlook=self._outlook,
         )
-        self._outlook.observe(now, {pool.name for pool in view.pools if is_down(pool, now)})
+        staying = (node.pool for node in view.nodes if node.state is not NodeState.DRAINING)
+        down = {pool.name for pool in view.pools if is_down(pool, now)}
+        has = Counter(staying)
+        self._outlook.observe(now, down, {pool.name: has[pool.name] for pool in view.pools})
         return view
 
     def _write_caps(self, plan: Plan, hosts: list[Host]) -> None:

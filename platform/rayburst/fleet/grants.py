@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from rayburst.fleet.deadline import DeadlinePolicy
-from rayburst.fleet.jobs import ALLOWED, JobView
+from rayburst.fleet.jobs import ALLOWED, JobView, work_left_s
 from rayburst.fleet.live import wish_for
 from rayburst.fleet.moves import Stake, change_over, homeward
 from rayburst.fleet.purse import Purse
@@ -85,12 +85,26 @@ def _said(stake: Stake, grant: Grant, is_changing: bool) -> list[Action]:
     elif not is_changing:
         said.append(Action(kind=ActionKind.HOLD, subject=job.id, why=grant.why))
     if wish.late_s > 0:
-        why = f"its deadline cannot be met: at least {wish.late_s / 60:.1f} min late; {wish.why}"
+        why = f"its deadline cannot be met: at least {wish.late_s / 60:.1f} min late{_way(stake)}"
+        why += f"; {wish.why}"
         said.append(Action(kind=ActionKind.LATE, subject=job.id, why=why))
     if wish.short_usd > 0:
         why = f"{wish.short_usd:.4f} USD more are needed than its budget has; {wish.why}"
         said.append(Action(kind=ActionKind.SHORT, subject=job.id, why=why))
     return said
+
+
+def _way(stake: Stake) -> str:
+    """What the work that is left costs on what a late job was given: the fastest, then cheapest."""
+    work_s = work_left_s(stake.site.ask, stake.workers)
+    if not stake.pools or work_s is None:
+        return ""
+    pools = stake.site.supply.pools
+    places = ", ".join(f"{count} x {pool}" for pool, count in stake.pools.items())
+    if any(pools[pool].view.price_usd_per_hour is None for pool in stake.pools):
+        return f" on {places}"
+    usd = sum(count * pools[pool].price for pool, count in stake.pools.items()) * work_s / 3600
+    return f" on {places}, for {usd:.4f} USD"
 
 
 def _give(stake: Stake, supply: Supply, shares: Shares, purse: Purse) -> None:

@@ -234,6 +234,15 @@ def changeover_s(ask: Ask) -> float:
     return CHANGEOVER_S if ask.changeover_s is None else ask.changeover_s
 
 
+def owed_s(ask: Ask, now: float) -> float:
+    """What of a changeover a job has still before it; all of it while nothing runs."""
+    if not ask.hosts:
+        return changeover_s(ask)
+    if ask.started_at is None:
+        return 0.0
+    return max(changeover_s(ask) - (now - ask.started_at), 0.0)
+
+
 def wanted_workers(job: JobView, now: float) -> int:
     """The size to aim at: the most, unless fewer workers do the work in fewer node-seconds.
 

@@ -25,16 +25,14 @@ from rayburst.fleet.jobs import (
     USUAL,
     MarketPolicy,
     changeover_s,
+    owed_s,
     wanted_workers,
     work_left_s,
 )
+from rayburst.fleet.parts import longest_s, mixed, part, runs_in, whole_lasts_s
 from rayburst.fleet.recorded import PRIOR
 from rayburst.fleet.site import NOTHING, Site, Wish
 from rayburst.fleet.spec import Market
-
-TICK_S = 15.0
-"""The longest time from a change in the fleet to a decision that knows of it: a dead node's 5 s,
-the agent's second, the trainer's ask, a busy machine."""
 
 REPAYS = 2.0
 """How many times its cost a move or a smaller size must save, so that a wrong guess costs little.
@@ -65,7 +63,8 @@ def wish_for(site: Site, policy: DeadlinePolicy, *, left_usd: float | None) -> W
         wish = wish.because(f"{wish.why}; {resting}")
     if len(wish.pools) > 1:
         wish = _telling_its_pools(site, wish)
-    late_s = max(wish.late_s, -spare_s(site, wish.workers or size), 0.0)
+    workers = size if wish.can_grow else wish.workers or size
+    late_s = max(wish.late_s, -spare_s(site, workers), 0.0)
     if (wish.size, wish.late_s) == (size, late_s):
         return wish
     return replace(wish, size=size, late_s=late_s)
@@ -127,7 +126,51 @@ def _by_deadline(site: Site, size: int, policy: DeadlinePolicy, left_usd: float 
     state = market_state(site, size, left_usd)
     if state is None:
         return _without_prices(site, size)
-    return _carried_out(site, size, policy.decide(state), home)
+    decision = policy.decide(state)
+    if size > 1 and not decision.late_s and not decision.short_usd:
+        wish = _by_parts(site, size, decision, state)
+        if wish is not NOTHING:
+            return wish
+    return _carried_out(site, size, decision, home)
+
+
+def _by_parts(site: Site, size: int, decision: Decision, state: JobMarketState) -> Wish:
+    """A gang on fewer spot hosts than it wants, or with on-demand beside them; else nothing.
+
+    Work on a part of share s is done at the price of spot and uses up 1 - s of slack a second. A
+    second of either is worth at most the difference between the markets, so a part of half the
+    workers or more is as good as live spot: it is kept, and taken before on-demand, until time
+    presses. A smaller one is used only while the policy waits. Where spot for all is up, the policy
+    has weighed that; fewer hosts are another question only where they last clearly longer.
+    """
+    spare = state.time_left_s - state.work_left_s
+    net_s, change_s = 2 * state.changeover_s + state.tick_s, changeover_s(site.ask)
+    whole_s = whole_lasts_s(site, size)
+    longer_s = REPAYS * max(change_s, whole_s or 0.0)
+    markets = runs_in(site)
+    if whole_s is not None and not markets & USUAL and longest_s(site) < longer_s:
+        return NOTHING
+    some_s = REPAYS * change_s if markets and markets <= USUAL else longer_s
+    some = part(site, size, at_least_s=some_s, repays=REPAYS) if size > site.least else None
+    if some is not None:
+        share = some.wish.workers / size
+        burnt = state.tick_s * (1 - share) + (0.0 if some.runs else change_s)
+        waits = decision.action is Runs.IDLE and whole_s is None
+        if spare - burnt >= net_s and (waits or 2 * some.useful >= size):
+            return some.wish.because(f"{decision.why}; {some.wish.why}")
+    if decision.action is Runs.SPOT:
+        return NOTHING
+    if decision.action is Runs.IDLE and (some is None or spare - burnt >= net_s):
+        return NOTHING
+    least_s = longer_s if whole_s is not None else 0.0
+    wish = mixed(site, size, at_least_s=least_s, can_restart=spare >= net_s)
+    return wish.because(f"{decision.why}; {_beside(site, wish)}") if wish.workers else NOTHING
+
+
+def _beside(site: Site, wish: Wish) -> str:
+    pools = site.supply.pools
+    spot = sum(n for pool, n in wish.pools.items() if pools[pool].view.market is Market.SPOT)
+    return f"{spot} of {sum(wish.pools.values())} hosts on spot"
 
 
 def _without_prices(site: Site, size: int) -> Wish:
@@ -148,9 +191,10 @@ def _carried_out(site: Site, size: int, decision: Decision, home: Wish) -> Wish:
             why += f"; {wish.workers} of {size} workers with on-demand, since time presses"
     elif decision.action is Runs.ON_DEMAND:
         wish = site.best(size, _DEAR)
-    if wish.workers < site.least and decision.action is not Runs.IDLE:
-        wish = site.best(size, ALL)
-        why += "; there is no room for that, this is what there is"
+    if wish.workers < size and decision.action is not Runs.IDLE:
+        more = site.best(size, ALL)
+        if more.workers > wish.workers:
+            wish, why = more, f"{why}; there is no room for that, this is what there is"
     if wish.workers < site.least:
         wish = home
     return replace(wish, size=size, why=why, late_s=decision.late_s, short_usd=decision.short_usd)
@@ -162,13 +206,13 @@ def spare_s(site: Site, workers: int) -> float:
     left = None if deadline is None else work_left_s(site.ask, workers)
     if left is None or deadline is None:
         return math.inf
-    owed = 0.0 if site.ask.hosts else changeover_s(site.ask)
-    return deadline - site.supply.view.now - left - owed
+    now = site.supply.view.now
+    return deadline - now - left - owed_s(site.ask, now)
 
 
 def _pressed(site: Site, wish: Wish) -> bool:
     """Whether staying with these workers puts the deadline at risk; told earlier from outside."""
-    net_s = 2 * move_s(site) + TICK_S
+    net_s = 2 * move_s(site) + site.supply.view.tick_s
     lives = wish.domain is not None and site.held_in(wish.domain, ALL) >= site.least
     return spare_s(site, wish.workers) < (net_s if lives else 1.5 * net_s)
 
@@ -180,24 +224,24 @@ def move_s(site: Site) -> float:
 
 def market_state(site: Site, size: int, left_usd: float | None) -> JobMarketState | None:
     """The job and its markets as the policy wants them; None where prices are not known."""
-    job, now = site.job, site.supply.view.now
+    job, now, tick_s = site.job, site.supply.view.now, site.supply.view.tick_s
     deadline, work = job.terms.deadline, work_left_s(site.ask, size)
     dear = _on_demand_usd(site, size)
     zones = _zones(site, size)
     if deadline is None or work is None or dear is None:
         return None
-    runs, zone = _runs(site, zones)
+    runs, zone = _runs(site, zones, size)
     change_s = move_s(site)
     return JobMarketState(
         work_left_s=work,
         time_left_s=deadline - now,
-        horizon_s=max(deadline - job.submitted_at, TICK_S),
+        horizon_s=max(deadline - job.submitted_at, tick_s),
         changeover_s=change_s,
-        tick_s=TICK_S,
+        tick_s=tick_s,
         zones=zones,
         on_demand_usd_per_hour=dear,
         runs=runs,
-        owed_s=0.0 if runs is Runs.IDLE or site.ask.hosts else change_s,
+        owed_s=0.0 if runs is Runs.IDLE else _owed_s(site, change_s),
         zone=zone,
         together=(site.supply.view.together or PRIOR) if len(zones) > 1 else None,
         budget_left_usd=left_usd,
@@ -210,14 +254,19 @@ def _on_demand_usd(site: Site, size: int) -> float | None:
     return next(iter(cheapest.values())) * size if cheapest else None
 
 
-def _runs(site: Site, zones: list[ZoneNow]) -> tuple[Runs, str | None]:
-    """What it runs on: hosts at home alone are no market, so idle."""
+def _owed_s(site: Site, change_s: float) -> float:
+    return owed_s(site.ask, site.supply.view.now) if site.ask.hosts else change_s
+
+
+def _runs(site: Site, zones: list[ZoneNow], size: int) -> tuple[Runs, str | None]:
+    """What it runs on: hosts at home alone are no market, so idle, and so is a part on spot."""
     for domain in site.lives_in():
         if site.held_in(domain, ALL) < site.least:
             continue
         if site.held_in(domain, _ON_DEMAND):
             return Runs.ON_DEMAND, None
-        if site.held_in(domain, _SPOT) and any(zone.name == domain for zone in zones):
+        is_whole = site.held_in(domain, ALL) >= site.whole(domain, size)
+        if is_whole and site.held_in(domain, _SPOT) and any(z.name == domain for z in zones):
             return Runs.SPOT, domain
     return Runs.IDLE, None
 
@@ -245,7 +294,8 @@ def _look(site: Site, size: int, domains: list[str]) -> list[ZoneNow]:
 
 
 def _zone(site: Site, domain: str, size: int) -> ZoneNow:
-    """A domain with spot. It is up where the least size could be had now, some of it spot."""
+    """A domain with spot. It is up where as many workers as fit it could be had now, some of them
+    on spot."""
     stock, fit = next(
         one
         for one in site.domains[domain]
@@ -256,7 +306,7 @@ def _zone(site: Site, domain: str, size: int) -> ZoneNow:
     rates = stock.view.spot
     return ZoneNow(
         name=domain,
-        up=has_spot and wish.workers >= site.least,
+        up=has_spot and wish.workers >= site.whole(domain, size),
         age_s=rates.age_s if rates else 0.0,
         usd_per_hour=stock.price * math.ceil(size / fit),
         hazards=rates.hazards if rates else PRIOR,

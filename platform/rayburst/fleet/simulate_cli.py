@@ -1,4 +1,4 @@
-"""`rayburst simulate`: recorded spot markets through the live policy, beside what others do.
+"""`rayburst simulate`: recorded spot markets through the planner, beside what others do.
 
 The function is a typer command; `cli.py` mounts it. Everything is done by `fleet/replay`.
 """
@@ -24,7 +24,11 @@ def simulate(
         ),
     ],
     policies: Annotated[
-        str, typer.Option(help="Which policies to replay, separated by commas.")
+        str,
+        typer.Option(
+            help="Which policies to replay, separated by commas. `deadline-policy` is one more: "
+            "the rule inside the planner, asked alone; for jobs of one node."
+        ),
     ] = "rayburst,uniform-progress,uniform-progress-idle,greedy,on-demand,omniscient",
     work: Annotated[str, typer.Option(help="Compute that a job needs, e.g. `48h`.")] = "48h",
     fraction: Annotated[
@@ -36,7 +40,13 @@ def simulate(
     zones: Annotated[
         str, typer.Option(help="`one`: each zone by itself. `many`: a job may use any of them.")
     ] = "one",
-    nodes: Annotated[int, typer.Option(help="Size of the gang, for traces that count nodes.")] = 1,
+    nodes: Annotated[
+        int,
+        typer.Option(
+            help="Size of the gang, for traces that count nodes. The planner's runs on fewer too; "
+            "the others need all."
+        ),
+    ] = 1,
     polarity: Annotated[
         str,
         typer.Option(
@@ -55,9 +65,9 @@ def simulate(
 ) -> None:
     """Replay recorded spot markets: what would a job with a deadline have cost?
 
-    `rayburst` is the deadline policy of `rayburst.fleet.deadline`, one decision a tick, with a
-    prior that leaves out the zones it is replayed on. `omniscient` knows the future; nothing can
-    cost less. Costs are over running all of it on-demand.
+    `rayburst` is the planner that decides live, called at every reading, its plans carried out; its
+    prior leaves out the zones it is replayed on. `omniscient` knows the future; nothing that needs
+    all its nodes can cost less. Costs are over running all of it on-demand.
 
     Example:
 

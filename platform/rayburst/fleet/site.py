@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from rayburst.fleet.jobs import ALL, JobView, changeover_s
+from rayburst.fleet.jobs import ALL, USUAL, JobView, changeover_s
 from rayburst.fleet.spec import Market
 from rayburst.fleet.split import Offer, split
 from rayburst.fleet.spread import FEW
@@ -32,12 +32,14 @@ class Wish:
     Attributes:
         workers: how many workers these nodes hold, at most what is wanted.
         size: how many are wanted.
+        can_grow: whether it has fewer than it could, since its deadline can wait for cheaper ones.
         late_s, short_usd: as in a deadline's Decision.
     """
 
     pools: Mapping[str, int] = field(default_factory=dict)
     workers: int = 0
     size: int = 0
+    can_grow: bool = False
     usd_per_hour: float = 0.0
     domain: str | None = None
     why: str = ""
@@ -84,6 +86,16 @@ class Site:
             for stock, fit in self.domains.get(domain, ())
             if stock.view.market in markets
         )
+
+    def whole(self, domain: str, size: int) -> int:
+        """So many of the workers as owned and spot pools of a domain hold when none is closed."""
+        most = 0
+        for stock, fit in self.fitting.usable(domain, USUAL):
+            there = len(stock.free) + stock.promised + max(stock.room, 0)
+            most += fit * (there + self.supply.has(self.job.id, stock.view.name))
+            if most >= size:
+                return size
+        return max(most, self.least)
 
     def resting(self) -> str:
         """Why pools that it could use are closed for now; "" where none is."""

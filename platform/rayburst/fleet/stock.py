@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -72,6 +73,14 @@ def lasts_s(pool: PoolView) -> float:
     if seen is None:
         return PRIOR.expected_up_s(0.0)
     return seen.hazards.expected_up_s(seen.age_s if seen.up else 0.0)
+
+
+def hosts_last_s(pool: PoolView, hosts: int) -> float:
+    """How long a pool is likely to go on to have so many hosts; owned ones stay."""
+    if pool.market is not Market.SPOT:
+        return math.inf
+    counted = pool.spot.lasts_s if pool.spot else ()
+    return counted[hosts - 1] if 0 < hosts <= len(counted) else lasts_s(pool)
 
 
 def kind(pool: PoolView) -> str:

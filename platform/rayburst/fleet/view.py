@@ -16,6 +16,10 @@ from rayburst.fleet.packing import Request
 from rayburst.fleet.spec import Market
 from rayburst.train.grants import Ask, Grant
 
+TICK_S = 15.0
+"""The longest time from a change in a fleet to a decision that knows of it: a dead node's 5 s, the
+agent's second, the trainer's ask, a busy machine."""
+
 
 class NodeState(StrEnum):
     """A node's life as the planner sees it."""
@@ -48,12 +52,18 @@ class NodeView:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpotRates:
-    """What is known of a spot pool's market: up or down, for how long, and its rates."""
+    """What is known of a spot pool's market: up or down, for how long, and its rates.
+
+    Attributes:
+        lasts_s: by number of hosts (the first is for one), how long the pool is likely to go on to
+            have at least so many; empty where that was not counted.
+    """
 
     up: bool
     age_s: float
     hazards: Hazards
     other_up: float = 0.0
+    lasts_s: Sequence[float] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,10 +110,12 @@ class FleetView:
         budget_usd: the fleet's tightest budget, for ever or for this month; None is no limit.
         spent_usd: what of it was spent up to `now`.
         together: rates of "any spot pool is up"; None where none are known.
+        tick_s: longest time from a change to a decision that knows of it.
     """
 
     now: float
     idle_timeout_s: float
+    tick_s: float = TICK_S
     drain_s: float = 30.0
     budget_usd: float | None = None
     spent_usd: float = 0.0

@@ -419,6 +419,7 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
                 most=config.max_workers,
                 resources={k: v for k, v in config._resources_per_worker_not_none.items() if v},
                 hosts=tuple(sorted(hosts[node] for node in used if hosts.get(node))),
+                started_at=measured.started_at,
                 steps_left=measured.steps_left,
                 speeds=measured.speeds,
                 changeover_s=measured.changeover_s,

@@ -56,6 +56,7 @@ class Ask:
         least, most: workers it can do with, and can use.
         resources: what one worker takes of its node.
         hosts: where its workers are now; empty while none runs.
+        started_at: when this group of workers was started; None once it has done a step.
         steps_left: None until the first step of this submission.
         speeds: steps a second by number of workers, as measured.
         changeover_s: from the start of a group of workers to its first step, as measured last.
@@ -68,6 +69,7 @@ class Ask:
     most: int
     resources: Mapping[str, float]
     hosts: tuple[str, ...] = ()
+    started_at: float | None = None
     steps_left: int | None = None
     speeds: Mapping[int, float] = field(default_factory=dict)
     changeover_s: float | None = None
@@ -151,6 +153,11 @@ class Measured:
         self.changeover_s: float | None = None
         self.checkpoint_s: float | None = None
         self._started_s: float | None = None
+
+    @property
+    def started_at(self) -> float | None:
+        """When the present group was started; None once it was heard of."""
+        return self._started_s
 
     def started(self, now_s: float) -> None:
         """A group of workers is being started at unix time `now_s`."""

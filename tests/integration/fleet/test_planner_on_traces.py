@@ -1,8 +1,8 @@
-"""The whole planner on recorded spot markets, a plan every 15 s, beside the policy's replay.
+"""The planner on recorded spot markets with a plan every 15 s, beside its replay.
 
-Replay asks `DeadlinePolicy` alone. Here `plan_fleet` decides, from pools, hosts and failed
-launches, and its plans are carried out by the fleet in memory. Needs ../shared/traces beside the
-repository.
+Replay plans at every reading, ten minutes apart, and its hosts come at once. Here hosts take a
+minute, launches fail before a pool is known to be down, and a plan is made every 15 s, as in a live
+fleet. Needs ../shared/traces beside the repository.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rayburst.fleet.jobs import Terms
 from rayburst.fleet.outlook import Outlook
 from rayburst.fleet.replay import baselines
 from rayburst.fleet.replay.lanes import Jobs, Rules
-from rayburst.fleet.replay.live import LivePolicy
+from rayburst.fleet.replay.planned import play_planned
 from rayburst.fleet.replay.play import market, play
 from rayburst.fleet.replay.simulate import prior_without
 from rayburst.fleet.replay.traces import ZoneTrace, read_traces
@@ -75,22 +75,24 @@ def planned(trace: ZoneTrace, start: int) -> float:
 
 
 def replayed(trace: ZoneTrace, starts: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The same jobs by the policy alone, and by Uniform Progress."""
+    """The same jobs in replay, by the planner and by Uniform Progress."""
     jobs = Jobs(start=np.array(starts), allowed_s=np.full(len(starts), ALLOWED_S))
     up, known = market([trace])
-    ours = LivePolicy(prior_without([]), [trace.name], policy=POLICY)
+    ours = play_planned(
+        [trace], nodes=1, jobs=jobs, rules=RULES, prior=prior_without([]), policy=POLICY
+    )
     theirs = baselines.uniform_progress(keeps_on_demand=True)
-    return tuple(play(chosen, up, known, jobs, RULES).cost_ratio for chosen in (ours, theirs))
+    return ours.cost_ratio, play(theirs, up, known, jobs, RULES).cost_ratio
 
 
-def test_plans_cost_on_recorded_markets_what_the_policys_replay_says() -> None:
+def test_plans_every_15_s_cost_on_recorded_markets_what_replay_says() -> None:
     found = []
     for trace in read_traces(TRACES / "windows"):
         if trace.name in ZONES:
             starts = [span.start for span in trace.windows][20::60]
-            policy, uniform = replayed(trace, starts)
+            replay, uniform = replayed(trace, starts)
             plans = [planned(trace, start) for start in starts]
-            found += list(zip(plans, policy, uniform, strict=True))
-    plans, policy, uniform = np.mean(found, axis=0)
-    assert abs(plans - policy) <= 0.05
+            found += list(zip(plans, replay, uniform, strict=True))
+    plans, replay, uniform = np.mean(found, axis=0)
+    assert abs(plans - replay) <= 0.05
     assert plans < uniform < 1

@@ -10,13 +10,13 @@ from fleet_world import CPU, pool
 from rayburst.fleet.deadline import DeadlinePolicy
 from rayburst.fleet.job_state import JobMarketState, Runs, ZoneNow
 from rayburst.fleet.jobs import JobView, Terms
-from rayburst.fleet.live import REPAYS, TICK_S, market_state, wish_for
+from rayburst.fleet.live import REPAYS, market_state, wish_for
 from rayburst.fleet.outlook import EVERY_S, Outlook
 from rayburst.fleet.recorded import PRIOR
 from rayburst.fleet.site import Site
 from rayburst.fleet.spec import Market
 from rayburst.fleet.supply import Supply
-from rayburst.fleet.view import FleetView, NodeState, NodeView, PoolView, SpotRates
+from rayburst.fleet.view import TICK_S, FleetView, NodeState, NodeView, PoolView, SpotRates
 from rayburst.train.grants import Ask, Grant
 
 HOUR = 3600.0

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rayburst.fleet.deadline import DeadlinePolicy
 from rayburst.fleet.jobs import MarketPolicy, Tenant, Terms
+from rayburst.fleet.outlook import Outlook
 from rayburst.fleet.planner import plan_fleet
 from rayburst.fleet.spec import Market
 from rayburst.fleet.view import ActionKind
@@ -137,6 +138,55 @@ def test_a_deadline_that_can_be_met_is_met_whatever_the_market_does(
         pool("cloud", Market.ON_DEMAND, 3.0, domain="a"),
     ]
     world = World(found, {"a": job}, dry=market(droughts), policy=POLICY, start_s=START_S)
+    world.run(deadline)
+    assert job.ended_at is not None and job.ended_at <= deadline
+    assert not world.actions(ActionKind.LATE)
+
+
+levels = st.lists(
+    st.tuples(st.integers(0, 4), st.sampled_from([10, 40, 120, 400])), min_size=1, max_size=12
+)
+
+
+@examples(8)
+@given(
+    st.integers(100, 2000),
+    st.floats(1.2, 2.5),
+    st.integers(1, 4),
+    levels,
+    st.booleans(),
+    st.booleans(),
+)
+def test_a_gangs_deadline_is_met_however_many_hosts_the_market_leaves(
+    work_s, slack, least, levels, measured, is_read
+):
+    """Hosts come and go one by one; parts on spot and on-demand beside them are in time too."""
+    deadline = work_s * slack + 8 * (START_S + CHANGE_S) + 60
+    job = WorldJob(
+        "a",
+        steps=work_s * 4,
+        least=least,
+        most=4,
+        changeover_s=CHANGE_S,
+        measured=measured,
+        terms=Terms(deadline=deadline),
+    )
+    found = [
+        pool("spot-a", Market.SPOT, 0.9, domain="a", most=4),
+        pool("cloud", Market.ON_DEMAND, 3.0, domain="a", most=4),
+    ]
+
+    def room(name, now):
+        if name == "cloud":
+            return 4
+        for hosts, length in levels:
+            if now < length:
+                return hosts
+            now -= length
+        return levels[-1][0]
+
+    world = World(found, {"a": job}, room=room, policy=POLICY, start_s=START_S)
+    world.outlook = Outlook(["spot-a"]) if is_read else None
     world.run(deadline)
     assert job.ended_at is not None and job.ended_at <= deadline
     assert not world.actions(ActionKind.LATE)

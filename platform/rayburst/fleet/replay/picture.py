@@ -11,6 +11,7 @@ from rayburst.report.style import page
 
 _COLOURS = {
     "rayburst": "good",
+    "deadline-policy": "on-prem",
     "uniform-progress": "spot",
     "uniform-progress-idle": "grey",
     "greedy": "other",
@@ -19,7 +20,7 @@ _COLOURS = {
 }
 _LEAD = (
     "What a job cost, over the cost of running all of it on-demand: shorter is cheaper. "
-    "Omniscient knows the future; nothing can cost less without missing the deadline."
+    "Omniscient knows the future: nothing that needs all its nodes can cost less in time."
 )
 _BAR, _LEFT, _RIGHT, _WIDTH = 18.0, 170.0, 560.0, 640.0
 

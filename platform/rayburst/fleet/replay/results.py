@@ -86,7 +86,7 @@ class Report:
         excess = self._excess()
         zones = list(dict.fromkeys(row.zone for row in self.rows))
         rows = sorted(self.rows, key=lambda row: (zones.index(row.zone), row.fraction))
-        lines = [
+        lines: list[tuple[str, ...]] = [
             (
                 row.zone,
                 f"{row.fraction:g}",
@@ -105,13 +105,28 @@ class Report:
             for policy, cost in by.items():
                 over = None if best is None else cost - best
                 cells = (f"{float(fraction):g}", policy, f"{cost:.4f}", _number(over, ".4f"))
-                lines.append(("mean of zones", *cells, "", "", "", ""))
+                lines.append(("mean of zones", *cells, *self._totals(fraction, policy)))
         removed = self.removed()
         note = "cost: over all-on-demand. excess: cost above omniscient. Hours are means of jobs."
         if removed:
             shares = ", ".join(f"{float(f):g}: {s:.0%}" for f, s in removed.items())
             note += f" rayburst removes of uniform-progress's excess, by fraction: {shares}."
         return Table("Replay", _COLUMNS, _said_once(lines), note)
+
+    def _totals(self, fraction: str, policy: str) -> tuple[str, ...]:
+        """Misses of all zones, and means of zones of starts and hours, as text."""
+        rows = [r for r in self.rows if str(r.fraction) == fraction and r.policy == policy]
+
+        def mean(values: list[float | None]) -> float | None:
+            known = [value for value in values if value is not None]
+            return float(np.mean(known)) if known else None
+
+        return (
+            str(sum(row.misses for row in rows)),
+            _number(mean([row.starts for row in rows]), ".1f"),
+            _number(mean([row.spot_h for row in rows]), ".1f"),
+            _number(mean([row.on_demand_h for row in rows]), ".1f"),
+        )
 
     def _excess(self) -> dict[tuple[str, float, str], float]:
         best = {(r.zone, r.fraction): r.cost_ratio for r in self.rows if r.policy == "omniscient"}

@@ -3,8 +3,10 @@
     report = simulate(Path("traces/windows"), Settings(work_s=48 * 3600, fractions=(0.6, 0.9)))
     report.rows[0].cost_ratio, report.mean()
 
-`rayburst` is the live policy (`fleet/deadline.py`), called once a tick for every job. Its prior
-leaves out every zone of the replayed set (by name), so its figures are those of unseen zones.
+`rayburst` is the planner itself (`fleet/planner.py`), called at every tick for every job, its plans
+carried out (`planned.py`). Its prior leaves out every zone of the replayed set (by name), so its
+figures are those of unseen zones. `deadline-policy` asks the rule inside it alone
+(`fleet/deadline.py`), without pools and hosts: for research on that rule, and for jobs of one node.
 
 A job starts in every window of a cut recording, and every `every_s` of an uncut one. Knows no live
 fleet; nothing is printed here.
@@ -22,11 +24,11 @@ from rayburst.errors import DataError, SpecError
 from rayburst.fleet.hazards import Hazards, pooled_prior
 from rayburst.fleet.recorded import RECORDED
 from rayburst.fleet.replay import baselines
-from rayburst.fleet.replay.gangs import elastic_gang
 from rayburst.fleet.replay.lanes import Bools, Floats, Jobs, Lanes, Rules
 from rayburst.fleet.replay.live import LivePolicy
 from rayburst.fleet.replay.memberships import read_membership
 from rayburst.fleet.replay.omniscient import omniscient
+from rayburst.fleet.replay.planned import play_planned
 from rayburst.fleet.replay.play import market, play
 from rayburst.fleet.replay.results import Report, Row
 from rayburst.fleet.replay.traces import Polarity, Span, ZoneTrace, read_traces
@@ -39,6 +41,9 @@ POLICIES = (
     "on-demand",
     "omniscient",
 )
+"""What is replayed if nothing else is asked for."""
+
+KNOWN = (*POLICIES, "deadline-policy")
 
 PRICE_RATIO = 3.06 / 0.9731
 """On-demand over spot price of a p3.2xlarge, as in the experiments of "Can't Be Late"."""
@@ -68,9 +73,14 @@ class Settings:
     thin: int = 1
 
     def __post_init__(self) -> None:
-        unknown = [p for p in self.policies if p not in POLICIES]
+        unknown = [p for p in self.policies if p not in KNOWN]
         if unknown:
-            raise SpecError(f"no policy {', '.join(unknown)}; known: {', '.join(POLICIES)}")
+            raise SpecError(f"no policy {', '.join(unknown)}; known: {', '.join(KNOWN)}")
+        if "deadline-policy" in self.policies and self.nodes > 1:
+            raise SpecError(
+                f"deadline-policy with {self.nodes} nodes: it knows jobs of one node only; "
+                "`rayburst` plans gangs"
+            )
         if not self.fractions or not all(0 < f <= 1 for f in self.fractions):
             raise SpecError(f"fractions {self.fractions}: each lies above 0 and up to 1, as 0.8")
         if self.nodes < 1 or self.thin < 1 or self.every_s <= 0:
@@ -159,11 +169,9 @@ def _played(
     rules: Rules,
     settings: Settings,
 ) -> Lanes:
-    if policy == "rayburst" and settings.nodes > 1:
-        if len(group) > 1:
-            raise SpecError("a gang stays in one zone: give --nodes or --zones many, not both")
-        return elastic_gang(group[0], nodes=settings.nodes, jobs=jobs, rules=rules, prior=prior)
     if policy == "rayburst":
+        return play_planned(group, nodes=settings.nodes, jobs=jobs, rules=rules, prior=prior)
+    if policy == "deadline-policy":
         return play(LivePolicy(prior, [t.name for t in group]), up, known, jobs, rules)
     chooser: baselines.Chooser = {
         "uniform-progress": baselines.uniform_progress(keeps_on_demand=True),
