@@ -129,7 +129,7 @@ def main() -> None:
             runs.append(measure(args, Path(folder)))
         show(runs, ratios(runs))
     if args.only != "modes":
-        subprocess.run([sys.executable, str(LAYOUTS)], check=True)
+        subprocess.run([sys.executable, str(LAYOUTS), "--machine", args.machine], check=True)
     write(runs, args)
 
 

@@ -301,6 +301,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--machine", default="quiet", help="what else ran: kept with the report")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.out.parent.mkdir(exist_ok=True)
@@ -316,7 +317,15 @@ def main() -> None:
     report = {
         "command": " ".join(["python", "benchmarks/train_layouts.py", *sys.argv[1:]]),
         "seed": SEED,
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "else": args.machine,
+        },
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=OUT.parent.parent
+        ).stdout.strip(),
         "versions": {"python": platform.python_version(), "torch": metadata.version("torch")},
         **found,
     }

@@ -14,11 +14,13 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
-from rayburst.errors import RayburstError, TrainError
+from rayburst.errors import TrainError
+from rayburst.train.driver import exit_code
 from rayburst.train.finetune import TuneConfig
 from rayburst.train.finetune_job import finetune
-from rayburst.train.lm import TrainingFailedError, default_storage, worker_range
+from rayburst.train.lm import default_storage, worker_range
 from rayburst.train.trainer import Workers
 
 OPTIONS: dict[str, dict[str, object]] = {
@@ -57,21 +59,16 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     args, say = parse(), lambda text: print(text, flush=True)
-    given = {k: v for k, v in vars(args).items() if v is not None and k not in ELSEWHERE}
-    given["lora_targets"] = tuple(args.lora_targets or ("*",))
-    try:
+
+    def work() -> dict[str, Any]:
+        given = {k: v for k, v in vars(args).items() if v is not None and k not in ELSEWHERE}
+        given["lora_targets"] = tuple(args.lora_targets or ("*",))
         config = TuneConfig(**given, checkpoint_every_s=args.checkpoint_every)
         workers = Workers(least=args.workers[0], most=args.workers[1], use_gpu=args.use_gpu)
         storage = args.storage or default_storage(os.environ, say=say)
-        result = finetune(config, run=args.run, storage=storage, workers=workers, say=say)
-    except (ValueError, TrainError) as error:
-        print(f"finetune.py: {error}", file=sys.stderr)
-        return 2
-    except (TrainingFailedError, RayburstError) as error:
-        print(f"finetune.py: failed\n{error}", file=sys.stderr)
-        return 1
-    print(f"RESULT {json.dumps(result)}", flush=True)
-    return 0
+        return finetune(config, run=args.run, storage=storage, workers=workers, say=say)
+
+    return exit_code("finetune.py", work, wrong=(TrainError,))
 
 
 if __name__ == "__main__":

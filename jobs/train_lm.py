@@ -8,14 +8,15 @@ workers. The last line is `RESULT {json}`. Exit code: 0 done, 1 training failed,
 """
 
 import argparse
-import json
 import os
 import sys
 import time
+from typing import Any
 
-from rayburst.errors import DataError, LayoutError, RayburstError
+from rayburst.errors import DataError, LayoutError
+from rayburst.train.driver import exit_code
 from rayburst.train.gpt import PRESETS
-from rayburst.train.lm import LMConfig, TrainingFailedError, default_storage, run, worker_range
+from rayburst.train.lm import LMConfig, default_storage, run, worker_range
 
 PRESET_SAYS = "(default: what suits the preset)"
 WHERE = "files, folders or URIs (s3://bucket/folder) of text or Parquet\n"
@@ -62,16 +63,10 @@ def config(args: argparse.Namespace) -> LMConfig:
 
 
 def main() -> int:
-    try:
-        result = run(config(parse()), say=lambda text: print(text, flush=True))
-    except (ValueError, DataError, LayoutError) as error:
-        print(f"train_lm.py: {error}", file=sys.stderr)
-        return 2
-    except (TrainingFailedError, RayburstError) as error:
-        print(f"train_lm.py: training failed\n{error}", file=sys.stderr)
-        return 1
-    print(f"RESULT {json.dumps(result)}", flush=True)
-    return 0
+    def work() -> dict[str, Any]:
+        return run(config(parse()), say=lambda text: print(text, flush=True))
+
+    return exit_code("train_lm.py", work, wrong=(DataError, LayoutError))
 
 
 if __name__ == "__main__":

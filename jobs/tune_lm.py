@@ -11,11 +11,12 @@ Exit code: 0 done, 1 failed, 2 wrong input.
 """
 
 import argparse
-import json
 import os
 import sys
+from typing import Any
 
-from rayburst.errors import DataError, RayburstError
+from rayburst.errors import DataError
+from rayburst.train.driver import exit_code
 from rayburst.train.lm import default_storage
 from rayburst.train.search import Rungs, Search
 from rayburst.train.search.lm import search_lm
@@ -64,13 +65,13 @@ def what(args: argparse.Namespace) -> Search:
 
 def main() -> int:
     args = parse()
-    try:
+
+    def work() -> dict[str, Any]:
         found = search_lm(what(args), say=lambda text: print(text, flush=True))
-    except (ValueError, DataError, RayburstError) as error:
-        print(f"tune_lm.py: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError | DataError) else 1
-    print(f"{found.table()}\nRESULT {json.dumps(found.to_json())}", flush=True)
-    return 0
+        print(found.table())
+        return found.to_json()
+
+    return exit_code("tune_lm.py", work, wrong=(DataError,))
 
 
 if __name__ == "__main__":

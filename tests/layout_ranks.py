@@ -17,10 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.nn import functional as F
 
 from rayburst.checkpoint import Checkpointer
 from rayburst.train.gpt import GPT, GPTConfig
-from rayburst.train.parallel import Layout, Parallel, ParallelOptions
+from rayburst.train.parallel import Layout, Parallel, ParallelOptions, Plan
 from rayburst.train.parallel.memory import Batch, memory_of
 from rayburst.train.parallel.shape import gpt_shape
 
@@ -36,13 +37,70 @@ def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-5)
 
 
-def built(layout: str, *, seed: int = 0, device: str = "cpu", **options: Any) -> Parallel:
-    """A GPT in a layout; weights from `seed`, the same on all ranks, or none on "meta"."""
+class Block(nn.Module):
+    """Of a user's model."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 3 * width), nn.Linear(3 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(torch.tanh(self.up(self.norm(x))))
+
+
+class Net(nn.Module):
+    """A model that rayburst does not know: it sees a token and the mean of those before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(MODEL.vocab_size, 16)
+        self.layers = nn.ModuleList(Block(16) for _ in range(4))
+        self.norm, self.out = nn.LayerNorm(16), nn.Linear(16, MODEL.vocab_size)
+
+    def read(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.tokens(tokens)
+        seen = torch.arange(1, x.shape[1] + 1, device=x.device)[:, None]
+        return x + x.cumsum(1) / seen
+
+    def answer(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.norm(x))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.read(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        return self.answer(x)
+
+
+def mean_loss(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(output.flatten(0, 1).float(), targets.flatten())
+
+
+NET_PLAN = Plan(
+    loss=mean_loss,
+    blocks="layers",
+    embed="read",
+    unembed="answer",
+    ends={"embed": ("tokens",), "unembed": ("norm", "out")},
+    tensor={
+        "tokens": "vocabulary",
+        "layers.*.up": "column",
+        "layers.*.down": "row",
+        "out": "logits",
+    },
+)
+
+
+def built(
+    layout: str, *, seed: int = 0, device: str = "cpu", model: str = "gpt", **options: Any
+) -> Parallel:
+    """A model in a layout; weights from `seed`, the same on all ranks, or none on "meta"."""
     torch.manual_seed(seed)
     chosen = ParallelOptions(layout=Layout.parse(layout), **options)
     with torch.device(device):
-        model = GPT(MODEL)
-    return Parallel(model, chosen, adamw)
+        made = Net() if model == "net" else GPT(MODEL)
+    return Parallel(made, chosen, adamw, plan=NET_PLAN if model == "net" else None)
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,7 +176,7 @@ def lose(
 
 
 def peak(uri: str, layouts: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
-    """By name: the most bytes that this rank held in a step, and what the formulas say."""
+    """By name: the most bytes that a rank held in a step, and what the formulas say."""
     shape, rows = gpt_shape(LARGER), 8
     found = {}
     for name, spec in layouts.items():
@@ -132,9 +190,11 @@ def peak(uri: str, layouts: dict[str, dict[str, Any]]) -> dict[str, list[float]]
             parallel.step(idx, idx)
         by_kind = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
         total = by_kind[next(kind for kind in by_kind if str(kind) == "Total")]
+        most = torch.tensor(float(total), dtype=torch.float64)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
         batch = Batch(rows=rows, recompute=chosen.recompute)
         found[name] = [
-            total,
+            most.item(),
             memory_of(shape, chosen.layout, batch, chosen.precision).total_bytes,
         ]
     return found

@@ -15,13 +15,12 @@ from collections.abc import Callable
 from typing import Any
 
 from rayburst.checkpoint.store import ObjectStore
-from rayburst.errors import CheckpointError
 from rayburst.train import runlog
+from rayburst.train.driver import last_checkpoint, tell_where
 from rayburst.train.finetune import TuneConfig, export, imported, learn
-from rayburst.train.ray_list import mend_list
 from rayburst.train.run_report import run_report
 from rayburst.train.telling import Telling, connect_to_ray
-from rayburst.train.trained import address, newest_manifest
+from rayburst.train.trained import address
 from rayburst.train.trainer import ElasticOptions, ElasticTrainer, Workers
 
 __all__ = ["finetune"]
@@ -59,9 +58,7 @@ def finetune(
     )
     with Telling(run, say):
         trainer.fit()
-    newest = newest_manifest(folder)
-    if newest is None:
-        raise CheckpointError(f"training ended, but {folder.uri} holds no whole checkpoint")
+    newest = last_checkpoint(folder)
     report = run_report(runlog.read_folder(folder))
     return {
         "run": run,
@@ -83,9 +80,4 @@ def _announce(
         f"tunes {config.model}, {how}, {begins}: {workers.least} to {workers.most} workers, "
         f"{config.steps} steps of {config.global_batch} samples"
     )
-    problem = mend_list(folder)
-    if problem is not None:
-        say(f"Ray's list of checkpoints is unusable ({problem}); moved aside, nothing is lost")
-    found = newest_manifest(folder)
-    where = address(folder.uri, found.step) if found else ""
-    say(f"resumes from {where}" if found else f"checkpoints go to {folder.uri}")
+    tell_where(folder, say)

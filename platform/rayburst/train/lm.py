@@ -21,16 +21,16 @@ from typing import Any
 from ray.train import TrainingFailedError
 
 from rayburst.checkpoint.store import ObjectStore
-from rayburst.errors import CheckpointError, StoreError
+from rayburst.errors import StoreError
 from rayburst.train import runlog
 from rayburst.train.corpus import keep_text
+from rayburst.train.driver import last_checkpoint, tell_where
 from rayburst.train.lm_config import LMConfig
 from rayburst.train.lm_worker import train
-from rayburst.train.ray_list import mend_list
 from rayburst.train.run_report import run_report
 from rayburst.train.sources import find_sources
 from rayburst.train.telling import Telling, connect_to_ray
-from rayburst.train.trained import address, newest_manifest
+from rayburst.train.trained import address
 from rayburst.train.trainer import ElasticOptions, ElasticTrainer, Workers
 
 __all__ = ["LMConfig", "TrainingFailedError", "default_storage", "run", "worker_range"]
@@ -89,18 +89,11 @@ def _announce(
         f"{config.steps} steps of {config.global_batch} samples, {size_bytes / 1e6:.1f} MB from "
         f"{what}"
     )
-    problem = mend_list(folder)
-    if problem is not None:
-        say(f"Ray's list of checkpoints is unusable ({problem}); moved aside, nothing is lost")
-    found = newest_manifest(folder)
-    where = address(folder.uri, found.step) if found else ""
-    say(f"resumes from {where}" if found else f"checkpoints go to {folder.uri}")
+    tell_where(folder, say)
 
 
 def _result(config: LMConfig, folder: ObjectStore, say: Callable[[str], None]) -> dict[str, Any]:
-    newest = newest_manifest(folder)
-    if newest is None:
-        raise CheckpointError(f"training ended, but {folder.uri} holds no whole checkpoint")
+    newest = last_checkpoint(folder)
     try:
         records = runlog.read_folder(folder)
     except StoreError as error:

@@ -26,6 +26,7 @@ PLAIN: dict[int, Layouts] = {
     1: {"one": {"layout": ""}},
     2: {n: {"layout": f"{n}=2"} for n in ("data", "shard", "tensor", "pipeline")},
     4: {
+        **{f"{n}-4": {"layout": f"{n}=4"} for n in ("data", "shard", "tensor")},
         "hsdp": {"layout": "data=2,shard=2"},
         "tensor-shard": {"layout": "tensor=2,shard=2"},
         "tensor-data": {"layout": "tensor=2,data=2"},
@@ -35,12 +36,14 @@ PLAIN: dict[int, Layouts] = {
         "pipeline-4": {"layout": "pipeline=4", "micro_batch": 2},
     },
 }
+COMPILED = {"compile_backend": "aot_eager"}  # all of torch.compile but the code of its kernels
 OPTIONS: dict[int, Layouts] = {
     1: {
         "one-parts": {"layout": "", "micro_batch": 3},
         "one-again": {"layout": "", "recompute": True},
         "one-bf16": {"layout": "", "precision": "bf16"},
         "one-fp16": {"layout": "", "precision": "fp16"},
+        "one-compiled": {"layout": "", **COMPILED},
     },
     2: {
         "data-parts": {"layout": "data=2", "micro_batch": 3},
@@ -53,6 +56,7 @@ OPTIONS: dict[int, Layouts] = {
         "shard-fp16": {"layout": "shard=2", "precision": "fp16"},
         "tensor-bf16": {"layout": "tensor=2", "precision": "bf16"},
         "pipeline-fp16": {"layout": "pipeline=2", "precision": "fp16"},
+        **{f"{n}-compiled": {"layout": f"{n}=2", **COMPILED} for n in ("shard", "tensor")},
     },
     4: {
         "tensor-shard-bf16": {"layout": "tensor=2,shard=2", "precision": "bf16"},
@@ -124,6 +128,8 @@ def check_curves(found: Mapping[str, list[list[float]]], one: list[list[float]])
         )
 
 
+# dynamo looks at every tensor's gradient
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.timeout(900)
 def test_layouts_learn_as_one_process_and_load_each_others_checkpoints(store: Store) -> None:
     train = {w: ("curve", {"layouts": ALL[w], "count": STEPS}) for w in (1, 2, 4)}
@@ -141,6 +147,23 @@ def test_layouts_learn_as_one_process_and_load_each_others_checkpoints(store: St
     check_curves(resumed, again)
     for name in resumed:
         store.check_same(name, name.partition("--")[0])
+
+
+@pytest.mark.timeout(600)
+def test_a_users_model_with_a_small_plan_learns_in_layouts_as_in_one_process(store: Store) -> None:
+    net = {"model": "net"}
+    two = {f"{n}-net": {"layout": f"{n}=2", **net} for n in ("shard", "tensor", "pipeline")}
+    four = {
+        "tensor-shard-net": {"layout": "tensor=2,shard=2", **net},
+        "pipeline-data-net": {"layout": "pipeline=2,data=2", **net, "recompute": True},
+    }
+    alone = store.run(1, ("curve", {"layouts": {"net": {"layout": "", **net}}, "count": STEPS}))
+    found = store.run(2, ("curve", {"layouts": two, "count": STEPS}))
+    found |= store.run(4, ("curve", {"layouts": four, "count": STEPS}))
+    check_curves(found, alone["net"])
+    go_on = {"first": STEPS, "count": 2, "saved": ["tensor-shard-net", "net"]}
+    again = store.run(1, ("resume", {"layouts": {"net": {"layout": "", **net}}, **go_on}))
+    check_curves({"net": again["tensor-shard-net--net"]}, again["net--net"])
 
 
 @pytest.mark.timeout(600)
@@ -173,32 +196,45 @@ def test_a_lost_member_leaves_a_whole_smaller_layout_that_goes_on(
 
 
 @pytest.mark.timeout(300)
-def test_a_step_takes_the_memory_that_the_formulas_say(store: Store) -> None:
+@pytest.mark.parametrize(
+    ("world", "names"),
+    [
+        # torch's tracker knows no second pass through a module: pipelines are measured by stage
+        (2, ["data=2", "shard=2", "tensor=2"]),
+        pytest.param(
+            4, ["data=2,shard=2", "tensor=2,shard=2", "tensor=2,data=2"], marks=pytest.mark.soak
+        ),
+    ],
+)
+def test_a_step_takes_the_memory_that_the_formulas_say(
+    store: Store, world: int, names: list[str]
+) -> None:
     layouts = {
         f"{layout} {precision} {recompute}": {
             "layout": layout,
             "precision": precision,
             "recompute": recompute,
         }
-        for layout in ("data=2", "shard=2", "tensor=2")
+        for layout in names
         for precision in ("fp32", "bf16")
         for recompute in (False, True)
     }
-    for name, (measured, expected) in store.run(2, ("peak", {"layouts": layouts})).items():
-        assert expected == pytest.approx(measured, rel=0.15), name
+    found = store.run(world, ("peak", {"layouts": layouts}))
+    off = {name: round(expected / measured, 3) for name, (measured, expected) in found.items()}
+    assert off == pytest.approx(dict.fromkeys(off, 1.0), rel=0.15), "formulas over measured"
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_every_layouts_checkpoint_resumes_in_every_other(store: Store) -> None:
-    for world in (1, 2, 4):
-        store.run(world, ("curve", {"layouts": PLAIN[world], "count": STEPS}), timeout_s=600)
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_every_layouts_checkpoint_resumes_in_every_layout_of(store: Store, world: int) -> None:
+    for trains in (1, 2, 4):
+        store.run(trains, ("curve", {"layouts": PLAIN[trains], "count": STEPS}), timeout_s=600)
     saved = [name for layouts in PLAIN.values() for name in layouts]
-    resumed: Curves = {}
-    for world in (1, 2, 4):
-        given = {"layouts": PLAIN[world], "saved": saved, "first": STEPS, "count": 2}
-        resumed |= store.run(world, ("resume", given), timeout_s=1200)
-    assert len(resumed) == len(saved) ** 2
-    check_curves(resumed, resumed["one--one"])
+    given = {"saved": saved, "first": STEPS, "count": 2}
+    resumed = store.run(world, ("resume", {**given, "layouts": PLAIN[world]}), timeout_s=1200)
+    assert len(resumed) == len(saved) * len(PLAIN[world])
+    one = {"layouts": PLAIN[1], "first": STEPS, "count": 2, "saved": ["one"]}
+    check_curves(resumed, store.run(1, ("resume", one))["one--one"])
     for name in resumed:
         store.check_same(name, name.partition("--")[0])

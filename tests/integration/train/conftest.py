@@ -20,6 +20,14 @@ def nodes(s3_server: Any) -> Iterator[Nodes]:
 
 
 @pytest.fixture
+def s3(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The S3 server, open to this process too."""
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
+
+
+@pytest.fixture
 def start(nodes: Nodes, tmp_path: Path) -> Iterator[Callable[..., Job]]:
     """Starts drivers that end with the test."""
     jobs: list[Job] = []

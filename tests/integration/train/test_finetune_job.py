@@ -58,18 +58,16 @@ STEPS = 200
 def test_a_tuning_outlives_a_power_cut_and_exports_the_weights_of_an_undisturbed_one(
     nodes: Nodes,
     start: Callable[..., Job],
-    s3_server: Any,
+    s3: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in s3_server.env.items():
-        monkeypatch.setenv(name, value)
     (tmp_path / "mine_to_tune.py").write_text(textwrap.dedent(MINE))
     monkeypatch.syspath_prepend(str(tmp_path))
     mine = importlib.import_module("mine_to_tune")
     torch.manual_seed(3)
     base = mine.Net(16)
-    weights = write_weights(f"{s3_server.uri}/base", base, {})
+    weights = write_weights(f"{s3.uri}/base", base, {})
     nodes.ensure(2)
 
     arguments = ["--model", "mine_to_tune:Net", "--model-args", json.dumps({"width": 16})]
@@ -77,9 +75,9 @@ def test_a_tuning_outlives_a_power_cut_and_exports_the_weights_of_an_undisturbed
     arguments += ["--loss", "torch.nn.functional:mse_loss", "--weights", weights]
     arguments += ["--lora-rank", "2", "--lora-targets", "up", "--mode", "exact", "--lr", "0.01"]
     arguments += ["--steps", str(STEPS), "--checkpoint-every", "1", "--workers", "1:2"]
-    arguments += ["--run", "tuned", "--storage", f"{s3_server.uri}/runs"]
-    job = start(JOB, *arguments, cwd=tmp_path, **s3_server.env)
-    run = Run(f"{s3_server.uri}/runs/tuned", job)
+    arguments += ["--run", "tuned", "--storage", f"{s3.uri}/runs"]
+    job = start(JOB, *arguments, cwd=tmp_path, **s3.env)
+    run = Run(f"{s3.uri}/runs/tuned", job)
     run.wait("committed")
     nodes.kill(run.wait("start", rank=1, world=2)[0]["node"])
     after = run.wait("start", rank=0, world=1)[0]

@@ -92,6 +92,8 @@ class _UntilFailure(tune.Stopper):  # type: ignore[misc]
 
 def _run(train: TrainFunction, what: Search, progress: Progress, left: list[int]) -> None:
     resources = {"CPU": what.cpus, **({"GPU": 1} if what.use_gpu else {})}
+    # what was submitted with the job is found by its name there, as in any other job
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # trials tell what they know themselves: Tune's own files are worth nothing afterwards
     with (
         tempfile.TemporaryDirectory(prefix="rayburst-tune-", ignore_cleanup_errors=True) as scratch,
