@@ -1,4 +1,4 @@
-"""The deadline policy on recorded spot markets. Needs ../shared/traces beside the repository.
+"""The planner on recorded spot markets. Needs ../shared/traces beside the repository.
 
 A tenth or less of the jobs; `make bench-policy` runs them all.
 """
@@ -72,6 +72,33 @@ def test_four_zones_side_by_side_beat_the_best_one_known_in_advance() -> None:
     assert many.misses() == 0
     assert many.removed()["0.8"] >= 0.6
     assert many.mean()["0.8"]["rayburst"] < min(r.cost_ratio for r in single.rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "nodes", "work_s", "changeover_s", "gain"),
+    [
+        ("bamboo-p3", 32, 18000.0, 720.0, 0.2),
+        ("segment_hl_15_25", 32, 1800.0, 180.0, 0.2),
+        ("segment_ll_10_11", 18, 1800.0, 180.0, 0.2),
+    ],
+)
+def test_a_gang_on_the_hosts_that_last_does_more_work_for_a_dollar(
+    name: str, nodes: int, work_s: float, changeover_s: float, gain: float
+) -> None:
+    """Where all nodes are seldom there: mean of the fractions, against all of them or nothing."""
+    settings = Settings(
+        policies=("rayburst", "uniform-progress"),
+        fractions=(0.6, 0.7, 0.8),
+        nodes=nodes,
+        work_s=work_s,
+        changeover_s=changeover_s,
+        every_s=work_s / 10,
+    )
+    report = simulate(TRACES / "membership" / f"{name}.csv", settings)
+    assert report.misses() == 0
+    costs = [[by[p] for p in settings.policies] for by in report.mean().values()]
+    ours, theirs = np.mean(costs, axis=0)
+    assert theirs / ours - 1 >= gain
 
 
 def test_a_gang_does_more_work_for_a_dollar() -> None:

@@ -143,8 +143,29 @@ def test_settings_that_make_no_sense_are_refused(zones: Path) -> None:
             Settings(**wrong)
     with pytest.raises(DataError, match="too short"):
         simulate(zones, Settings())
-    with pytest.raises(SpecError, match="one zone"):
-        simulate(zones, replace(SHORT, many_zones=True, nodes=2))
+    with pytest.raises(SpecError, match="one node only"):
+        replace(SHORT, nodes=2, policies=("deadline-policy",))
+
+
+def test_a_gang_may_use_many_zones_one_at_a_time(tmp_path: Path) -> None:
+    """Each zone is short of a node half of the time, and together they never are."""
+    for name, first in (("east", 2), ("west", 1)):
+        other = 3 - first
+        write(tmp_path / "made" / f"{name}.json", ([first] * 72 + [other] * 72) * 2)
+    settings = replace(SHORT, work_s=12 * 3600.0, nodes=2, policies=("rayburst",))
+    alone, many = (
+        simulate(tmp_path / "made", replace(settings, many_zones=together))
+        for together in (False, True)
+    )
+    assert alone.misses() == many.misses() == 0
+    assert {r.zone for r in many.rows} == {"multi:east,west"}
+    assert many.mean()["0.8"]["rayburst"] < alone.mean()["0.8"]["rayburst"]
+
+
+def test_the_rule_inside_the_planner_can_be_asked_alone(zones: Path, report: Report) -> None:
+    alone = simulate(zones, replace(SHORT, policies=("deadline-policy",)))
+    for fraction, by in alone.mean().items():
+        assert by["deadline-policy"] == pytest.approx(report.mean()[fraction]["rayburst"])
 
 
 def test_the_prior_of_a_replay_has_not_seen_its_zones() -> None:

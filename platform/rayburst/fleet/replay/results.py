@@ -107,8 +107,11 @@ class Report:
                 cells = (f"{float(fraction):g}", policy, f"{cost:.4f}", _number(over, ".4f"))
                 lines.append(("mean of zones", *cells, *self._totals(fraction, policy)))
         removed = self.removed()
+        below = any(over < -1e-6 for over in excess.values())
         note = "cost: over all-on-demand. excess: cost above omniscient. Hours are means of jobs."
-        if removed:
+        if below:
+            note += " omniscient needs all nodes of a gang: one that may shrink can cost less."
+        elif removed:
             shares = ", ".join(f"{float(f):g}: {s:.0%}" for f, s in removed.items())
             note += f" rayburst removes of uniform-progress's excess, by fraction: {shares}."
         return Table("Replay", _COLUMNS, _said_once(lines), note)
