@@ -102,7 +102,8 @@ class ClusterLauncher(NodeProvider):  # type: ignore[misc]  # Ray ships no annot
         if HEAD in node_ids:
             self._on_head("down", (), timeout_s=_DOWN_S)
             self._machine.do(_REMOVE_TAGS.format(home=self._home))
-            self._machine.release(HEAD)
+            # `down` ended what is this fleet's; heads of others on the machine have the same name
+            self._machine.vacate(HEAD)
             self._tags = {}
         else:
             self._on_head("end", node_ids, timeout_s=_DOWN_S)

@@ -124,8 +124,13 @@ def test_a_head_is_taken_found_from_anywhere_and_given_back(launch: Launch, tmp_
     assert elsewhere.external_ip("head") == "10.0.0.6"
     lease = json.loads((tmp_path / "head/.rayburst/lease.json").read_text())
     assert (lease["fleet"], lease["host"]) == ("lab", "head")
+    env = {**os.environ, "RAYBURST_HOST": "head", "RAYBURST_OWNER": str(tmp_path / "another")}
+    bystander = subprocess.Popen(["sleep", "600"], env=env)
     elsewhere.terminate_nodes(["head"])
     assert launch().is_terminated("head")
+    assert bystander.poll() is None, "the head of another fleet on the same machine"
+    bystander.kill()
+    bystander.wait()
     assert [p.name for p in (tmp_path / "head/.rayburst").rglob("*") if p.is_file()] == []
 
 

@@ -69,6 +69,11 @@ rm -rf "hosts/$1"; rmdir hosts 2>/dev/null
 if grep -qs "\"host\": \"$1\"" lease.json; then rm -f lease.json; fi
 exit 0
 """
+_VACATE = r"""
+cd ~/.rayburst 2>/dev/null || exit 0
+if grep -qs "\"host\": \"$1\"" lease.json; then rm -f lease.json; fi
+exit 0
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,6 +141,10 @@ class SshMachine:
     def release(self, host: str) -> None:
         """End every process of `host`, and remove its lease. Once more is no error."""
         self.do(_RELEASE, host, processes.HOST_VARIABLE)
+
+    def vacate(self, host: str) -> None:
+        """Remove the lease of `host`, and end nothing. Once more is no error."""
+        self.do(_VACATE, host)
 
     def command(self, *words: str) -> list[str]:
         """The command that runs words on it."""
