@@ -111,8 +111,8 @@ class BoxCluster:
         own = ("sshd", "bash --login -s", "ps -eo", "host_init", "sleep 86400")
         return [line for line in told.splitlines() if not any(word in line for word in own)]
 
-    def background(self, words: str) -> subprocess.Popen[bytes]:
-        """A command of the user's machine that goes on; it ends with the box."""
-        command = self.box.inside(self.hosts["laptop"].ssh(f"bash --login -c '{words}'"))
+    def background(self, words: str, on: str = "laptop") -> subprocess.Popen[bytes]:
+        """A command of a machine, the user's if none is named, that goes on until the box ends."""
+        command = self.box.inside(self.hosts[on].ssh(f"bash --login -c '{words}'"))
         log = self.box.folder / "background.log"
         return processes.spawn(command, env=os.environ, log=log)

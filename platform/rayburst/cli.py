@@ -24,6 +24,7 @@ from rayburst.cost.plan_cli import plan
 from rayburst.cost.prices_cli import app as prices_app
 from rayburst.dev.cloud.cloud_cli import app as cloud_app
 from rayburst.errors import RayburstError, SpecError
+from rayburst.fleet.check_cli import check
 from rayburst.fleet.render_cli import render
 from rayburst.fleet.simulate_cli import simulate
 from rayburst.fleet.top_cli import top
@@ -48,6 +49,7 @@ app = typer.Typer(
 fleet_app = typer.Typer(no_args_is_help=True, help="Check, explain and render fleet files.")
 app.add_typer(fleet_app, name="fleet")
 fleet_app.command()(render)
+fleet_app.command()(check)
 dev_app = typer.Typer(no_args_is_help=True, help="What tests and trials stand on.")
 dev_app.add_typer(cloud_app, name="cloud")
 app.add_typer(dev_app, name="dev")
@@ -426,15 +428,6 @@ def demo(
     from rayburst.dev.demo import run_demo
 
     run_demo(root=Path.cwd(), name=name, keep=keep, console=_out)
-
-
-@fleet_app.command("check")
-def fleet_check(file: Annotated[Path, typer.Argument(help="A fleet file.")]) -> None:
-    """Check a fleet file and say in words what it means."""
-    from rayburst.fleet.explain import explain
-    from rayburst.fleet.spec import FleetSpec
-
-    _out.print(_plain(explain(FleetSpec.load(file))), soft_wrap=True)
 
 
 @fleet_app.command("explain")

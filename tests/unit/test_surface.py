@@ -60,7 +60,7 @@ COMMANDS = {
     "down": ["--help", "name"],
     "env": ["--help", "name"],
     "events": ["--help", "--json", "--node", "name"],
-    "fleet check": ["--help", "file"],
+    "fleet check": ["--help", "--live", "file"],
     "fleet explain": ["--about", "--help", "--last", "name"],
     "fleet render": ["--entrypoint", "--help", "--image", "--serve", "--to", "file"],
     "fleet schema": ["--help"],

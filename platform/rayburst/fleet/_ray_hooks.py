@@ -155,6 +155,30 @@ class Gcs:
         accepted, _ = self._client().drain_node(node_id, reason, why, int(deadline * 1000))
         return bool(accepted)
 
+    def unregister(self, node_id: str, *, why: str) -> None:
+        """Tell that a node is gone for good, as its raylet does when it ends.
+
+        A machine that vanished refuses no connection, and Ray's own health checks take a minute to
+        believe it. Raises RpcError.
+        """
+        import grpc
+        from ray._private.grpc_utils import init_grpc_channel
+        from ray.core.generated import common_pb2, gcs_service_pb2, gcs_service_pb2_grpc
+        from ray.exceptions import RpcError
+
+        # GcsClient has no call for it; this is the one that a raylet makes when it ends.
+        reason = common_pb2.NodeDeathInfo.Reason.Value("UNEXPECTED_TERMINATION")
+        request = gcs_service_pb2.UnregisterNodeRequest(
+            node_id=bytes.fromhex(node_id),
+            node_death_info=common_pb2.NodeDeathInfo(reason=reason, reason_message=why),
+        )
+        with init_grpc_channel(self._address) as channel:
+            service = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+            try:
+                service.UnregisterNode(request, timeout=_RPC_TIMEOUT_S)
+            except grpc.RpcError as error:
+                raise RpcError(f"UnregisterNode: {error}") from error
+
 
 def drain_host(gcs: Gcs, host: str, notice: Notice, *, address: str = "") -> bool:
     """Drain the Ray node that runs on `host`, or else at `address`.

@@ -91,13 +91,16 @@ class Agent:
 
     def tick(self) -> Plan | None:
         """One round; None when head or pools could not be asked (caps then stay as they are)."""
-        now = self._clock()
-        ray = self._observe()
         try:
-            hosts = self._hosts()
-        except PoolError as error:
+            return self._round()
+        except PoolError as error:  # an API that throttles or is away; the next round tries again
             _LOG.warning("a pool does not answer: %s", error)
             return None
+
+    def _round(self) -> Plan | None:
+        now = self._clock()
+        ray = self._observe()
+        hosts = self._hosts()
         if ray is not None and (self._hear(hosts) | self._tag(hosts, ray, now)):
             hosts = self._hosts()
         self._journal(hosts)
@@ -172,7 +175,7 @@ class Agent:
                     _LOG.info("%s %s: %s", event.kind, event.node, event.why)
             if not host.lives:
                 # a host whose first process died alone may have left others behind
-                self._pools[host.pool].terminate(host.id, why=host.gone_why)
+                self._terminate(host.id, host.gone_why)
 
     def _plan(self, hosts: list[Host], ray: RayView, now: float) -> Plan | None:
         from ray.exceptions import RpcError
@@ -245,8 +248,14 @@ class Agent:
             if self._gcs.drain(
                 node.node_id, why=action.why, deadline=now + self._spec.limits.drain_s, idle=True
             ):
-                pool = self._pools[pool_of(action.subject)]
-                pool.terminate(action.subject, why=f"{GIVEN_BACK}: {action.why}")
+                self._terminate(action.subject, f"{GIVEN_BACK}: {action.why}")
+
+    def _terminate(self, host: str, why: str) -> None:
+        """End a host; one whose pool does not answer is on record as gone, and ended again."""
+        try:
+            self._pools[pool_of(host)].terminate(host, why=why)
+        except PoolError as error:
+            _LOG.warning("%s is to be ended again: %s", host, error)
 
     def _drain(self, plan: Plan, now: float) -> None:
         deadline = now + self._spec.limits.drain_s

@@ -2,7 +2,8 @@
 
 A host's own watcher leaves its notice in Ray's key-value store and drains its node (`node`). This
 puts such notices on the host's record, and drains and ends hosts that the planner sends away: those
-machines do not know of it. Process hosts do all of that for themselves and are left alone.
+machines do not know of it. A machine that does not join in time is ended too: a failed launch.
+Process hosts do all of that for themselves and are left alone.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from rayburst.fleet._ray_hooks import Gcs, RayNodeStatus, RayView
-from rayburst.fleet.pools.base import GIVEN_BACK, Host, Notice, Pool
+from rayburst.fleet.pools.base import GIVEN_BACK, UP_TAG, Host, Notice, Pool
 from rayburst.fleet.pools.luggage import notice_key
 from rayburst.fleet.spec import FleetSpec
 
+_LAST_WORDS_S = 5.0
+"""How long a raylet whose machine was ended has to tell Ray so itself."""
 _LOG = logging.getLogger("rayburst.agent")
 
 
@@ -24,6 +27,7 @@ class Farewells:
 
     def __init__(self, spec: FleetSpec, pools: Mapping[str, Pool], gcs: Gcs) -> None:
         self._far = {pool.name for pool in spec.pools if pool.kind != "process"}
+        self._join_s = spec.limits.join_s
         self._pools = pools
         self._gcs = gcs
 
@@ -42,16 +46,28 @@ class Farewells:
         return bool(found)
 
     def carry_out(self, hosts: Sequence[Host], ray: RayView, now: float) -> None:
-        """Drain what has notice and is not drained, end what was sent away and is due."""
+        """Drain what has notice and is not drained, end what was sent away and is due.
+
+        And end what did not join in time, and tell Ray of machines that vanished.
+        """
         nodes = {node.host: node for node in ray.nodes if node.status is not RayNodeStatus.DEAD}
         for host in hosts:
-            notice = host.notice
-            if host.pool not in self._far or not host.lives or notice is None:
+            notice, node = host.notice, nodes.get(host.id)
+            if host.pool not in self._far:
+                continue
+            if host.gone_at is not None:
+                if node is not None and now - host.gone_at > _LAST_WORDS_S:
+                    self._gcs.unregister(node.node_id, why=host.gone_why)
+                continue
+            if UP_TAG not in host.tags and now - host.requested_at > self._join_s:
+                why = f"it did not join within {self._join_s:.0f} s"
+                self._pools[host.pool].terminate(host.id, why=why)
+                continue
+            if notice is None:
                 continue
             if notice.planned and now >= notice.deadline:
                 self._pools[host.pool].terminate(host.id, why=f"{GIVEN_BACK}: {notice.why}")
                 continue
-            node = nodes.get(host.id)
             if node is not None and node.status is not RayNodeStatus.DRAINING:
                 self._gcs.drain(node.node_id, why=notice.why, deadline=notice.deadline, idle=False)
 

@@ -74,7 +74,8 @@ def prepare(fleet: FleetDir) -> None:
         **ray_environment(fleet, state),
         **embedded.AUTOSCALER_ENVIRONMENT,
         "AUTOSCALER_METRIC_PORT": str(PORTS["metrics"]),
-        "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S": str(int(spec.limits.join_s)),
+        # later than the agent, which knows a launch that failed from a host that is not needed
+        "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S": str(int(spec.limits.join_s) + 60),
         processes.OWNER_VARIABLE: str(fleet.path),
         processes.HOST_VARIABLE: HEAD,
     }

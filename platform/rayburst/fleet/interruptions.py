@@ -8,6 +8,7 @@ end the machine.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -62,8 +63,49 @@ class OwnerNoticeSource:
         return Notice(given_at=at, deadline=at + given_s, why=OWNERS_WISH)
 
 
+class InstanceMetadata:
+    """What EC2 tells an instance about itself, asked with a token (IMDSv2).
+
+    Raises requests.RequestException when it does not answer.
+    """
+
+    def __init__(self, endpoint: str = IMDS) -> None:
+        self._endpoint = endpoint
+        self._token = ""
+        self._session = requests.Session()
+        self._session.trust_env = False  # no proxy stands between a machine and itself
+
+    def text(self, path: str) -> str:
+        """A document below `/latest/meta-data/`; empty when there is none now."""
+        url = f"{self._endpoint}/latest/meta-data/{path}"
+        try:
+            for _ in range(2):  # a token may have run out
+                headers = {"X-aws-ec2-metadata-token": self._token or self._new_token()}
+                answer = self._session.get(url, headers=headers, timeout=_ANSWER_S)
+                if answer.status_code != 401:
+                    break
+                self._token = ""
+        except requests.RequestException:
+            self._token = ""
+            raise
+        if answer.status_code == 404:
+            return ""
+        answer.raise_for_status()
+        return answer.text
+
+    def _new_token(self) -> str:
+        answer = self._session.put(
+            f"{self._endpoint}/latest/api/token",
+            headers={"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_S)},
+            timeout=_ANSWER_S,
+        )
+        answer.raise_for_status()
+        self._token = answer.text
+        return self._token
+
+
 class ImdsNoticeSource:
-    """Notices of an EC2 spot instance: its metadata service, asked with a token (IMDSv2).
+    """Notices of an EC2 spot instance, from its metadata service.
 
     Sources: "Spot Instance interruption notices" and "EC2 instance rebalance recommendations" in
     the EC2 User Guide. A service that does not answer gives no notice.
@@ -81,12 +123,9 @@ class ImdsNoticeSource:
         rebalance_s: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._endpoint = endpoint
+        self._metadata = InstanceMetadata(endpoint)
         self._rebalance_s = rebalance_s
         self._clock = clock
-        self._token = ""
-        self._session = requests.Session()
-        self._session.trust_env = False  # no proxy stands between a machine and itself
         self._first_seen: dict[str, float] = {}
 
     def poll(self) -> Notice | None:
@@ -101,7 +140,7 @@ class ImdsNoticeSource:
                 deadline = _unix_s(told["noticeTime"]) + self._rebalance_s
                 return self._notice("EC2 recommends to rebalance", deadline=deadline, reclaim=False)
         except requests.RequestException:
-            self._token = ""
+            return None
         return None
 
     def _notice(self, why: str, *, deadline: float, reclaim: bool) -> Notice:
@@ -110,28 +149,8 @@ class ImdsNoticeSource:
 
     def _get(self, path: str) -> dict[str, str]:
         """A document of the service; empty when there is none now."""
-        url = f"{self._endpoint}/latest/meta-data/{path}"
-        for _ in range(2):  # a token may have run out
-            headers = {"X-aws-ec2-metadata-token": self._token or self._new_token()}
-            answer = self._session.get(url, headers=headers, timeout=_ANSWER_S)
-            if answer.status_code != 401:
-                break
-            self._token = ""
-        if answer.status_code == 404:
-            return {}
-        answer.raise_for_status()
-        told: dict[str, str] = answer.json()
+        told: dict[str, str] = json.loads(self._metadata.text(path) or "{}")
         return told
-
-    def _new_token(self) -> str:
-        answer = self._session.put(
-            f"{self._endpoint}/latest/api/token",
-            headers={"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_S)},
-            timeout=_ANSWER_S,
-        )
-        answer.raise_for_status()
-        self._token = answer.text
-        return self._token
 
 
 class Watcher:

@@ -5,7 +5,8 @@
 FOLDER holds `node.json` (NodeOrders) and Ray's `token`; `pools.luggage` makes both. When this
 process ends the host is no node any more: why is left in FOLDER/ended, for whoever looks. A notice
 is told to the agent (in Ray's key-value store) and becomes Ray's drain with the notice's own
-deadline. At the deadline of a machine that its owner takes, every process of the host is killed.
+deadline. At the deadline of a machine that its owner takes, every process of the host is killed;
+EC2 takes its instances itself.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def main(folder: Path) -> int:
     watcher = Watcher(_source(orders.notices), lambda notice: _tell(gcs, orders.host, notice))
     while raylet.is_running() and processes.alive(raylet):
         notice = watcher.step()
-        if notice is not None and notice.reclaim and time.time() >= notice.deadline:
+        taken_by_us = notice is not None and notice.reclaim and orders.notices != IMDS
+        if notice is not None and taken_by_us and time.time() >= notice.deadline:
             how = GIVEN_BACK if notice.planned else "taken"
             return _leave(folder, orders.host, f"{how}: {notice.why}")
         time.sleep(_POLL_S)

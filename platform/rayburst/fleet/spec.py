@@ -31,6 +31,7 @@ from rayburst.fleet.kindspec import (
     SshSpec,
     kind_finds,
 )
+from rayburst.fleet.netspec import NetworkSpec
 from rayburst.fleet.problems import Find, wrong
 
 POOL_KINDS = ("process", "ssh", "ec2")
@@ -284,6 +285,11 @@ class FleetSpec(Part):
     head: HeadSpec = Field(default=HeadSpec(), examples=["{cpus: 0}"])
     software: SoftwareSpec = Field(
         default=SoftwareSpec(), examples=["{python: /opt/rayburst/bin/python}"]
+    )
+    network: NetworkSpec | None = Field(
+        default=None,
+        description="how machines on-prem and a cloud reach each other",
+        examples=["{route: vpn, encryption: wireguard}"],
     )
     span: Annotated[
         Literal["zone", "any"], fields.one_of(("zone", "any"), "workers of one job lie in")

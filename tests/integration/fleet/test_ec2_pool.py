@@ -233,6 +233,17 @@ def test_an_end_that_never_reached_ec2_is_carried_out_later(
     assert ec2_server.living() == []
 
 
+def test_an_end_that_ec2_tells_of_is_not_asked_for_again(
+    pool: Ec2Pool, ec2_server: Ec2Server
+) -> None:
+    (host,) = launch(pool)
+    pool.terminate(host, why="given back")
+    assert ec2_server.calls.count("TerminateInstances") == 1
+    for _ in range(3):
+        pool.terminate(host, why="its end was journalled")
+    assert ec2_server.calls.count("TerminateInstances") == 1
+
+
 def test_hosts_are_known_for_a_while_when_ec2_does_not_answer(
     pool: Ec2Pool, ec2_server: Ec2Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,3 +52,12 @@ def test_a_job_is_read_as_ray_writes_it(monkeypatch):
     assert (job.id, job.submitted_at, job.metadata) == ("first", 5.0, {"deadline": "6h"})
     gcs.jobs()
     assert len(client.asked) == 1, "what has ended is not read again"
+
+
+def test_a_node_can_be_told_of_as_gone():
+    from ray.core.generated import common_pb2, gcs_service_pb2, gcs_service_pb2_grpc
+
+    fields = gcs_service_pb2.UnregisterNodeRequest.DESCRIPTOR.fields_by_name
+    assert {"node_id", "node_death_info"} == set(fields)
+    assert common_pb2.NodeDeathInfo.Reason.Value("UNEXPECTED_TERMINATION") == 2
+    assert hasattr(gcs_service_pb2_grpc.NodeInfoGcsServiceServicer, "UnregisterNode")

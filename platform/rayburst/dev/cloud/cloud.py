@@ -16,6 +16,7 @@ what a box needs, see `box.why_not`, and the package `moto`. It knows no Ray.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import subprocess
 import threading
@@ -30,6 +31,7 @@ import psutil
 
 from rayburst.dev.cloud.box import METADATA, Box, network_of, router_address
 from rayburst.dev.cloud.ec2_server import Ec2Server
+from rayburst.dev.cloud.host_init import SHUTDOWN_S
 from rayburst.dev.cloud.imds import ImdsServer
 from rayburst.dev.cloud.machine import described, image_environment, user_data_of
 from rayburst.dev.cloud.player import Player
@@ -78,10 +80,10 @@ class Cloud:
 
     Args:
         zones: how many zones it has, each with one subnet; at most 6.
-        image: what the environment of user data holds beside a PATH to this Python and rayburst:
-            what an image would bring, or an instance profile.
 
     Attributes:
+        image: what the environment of user data holds beside a PATH to this Python and rayburst:
+            what an image would bring, or an instance profile.
         subnets: subnet id by zone.
         boots_fail: so many of the next instances come up and run no user data.
     """
@@ -102,11 +104,12 @@ class Cloud:
         self.zones = tuple(f"{region}{letter}" for letter in "abcdef"[:zones])
         self.subnets: dict[str, str] = {}
         self.boots_fail = 0
-        self._image = dict(image or {})
+        self.image = dict(image or {})
         self._clock = clock
         self._machines: dict[str, _Machine] = {}
         self._reclaims: dict[str, float] = {}
         self._rebalances: dict[str, float] = {}
+        self._cuts: set[str] = set()
         self._lock = threading.RLock()
         self._changed, self._ended = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
@@ -199,6 +202,8 @@ class Cloud:
         with self._lock:
             deadline = self._reclaims.setdefault(instance, self._clock() + notice_s)
             self.ec2.leaving.add(instance)
+            if notice_s <= 0:
+                self._cuts.add(instance)
             if notice_s > 0 and (machine := self._machines.get(instance)) is not None:
                 machine.imds.give_notice(deadline=deadline)
         _LOG.info("notice: %s is taken in %.1f s", instance, deadline - self._clock())
@@ -275,8 +280,7 @@ class Cloud:
             self._changed.wait(_LOOK_S)
             self._changed.clear()
             living = {one.id: one for one in self.ec2.living()}
-            for instance in [one for one in self._machines if one not in living]:
-                self._end(instance)
+            self._end([one for one in self._machines if one not in living])
             for instance, machine in list(self._machines.items()):
                 if machine.first is not None and not processes.alive(machine.first):
                     self.ec2.end(instance, *_SHUT_DOWN)
@@ -316,7 +320,7 @@ class Cloud:
 
     def _run(self, host: str, data: str) -> subprocess.Popen[bytes]:
         """Run a host's user data as root, as its cloud-init would."""
-        env = image_environment() | self._image
+        env = image_environment() | self.image
         env[processes.OWNER_VARIABLE] = str(self.box.folder)
         with (self.box.folder / f"{host}.user-data.log").open("ab") as log:
             running = subprocess.Popen(
@@ -332,13 +336,24 @@ class Cloud:
             running.stdin.close()
         return running
 
-    def _end(self, instance: str) -> None:
-        with self._lock:
-            machine = self._machines.pop(instance)
-        machine.imds.stop()
-        self._cut(instance)
-        _reap(machine)
-        _LOG.info("gone: %s", instance)
+    def _end(self, instances: Sequence[str]) -> None:
+        """Shut hosts down, all at once, and cut those off that have no more time."""
+        machines = {one: self._machines[one] for one in instances}
+        deadline = time.monotonic() + SHUTDOWN_S + 1.0
+        waiting = [m.first for one, m in machines.items() if m.first and one not in self._cuts]
+        for first in waiting:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                first.terminate()
+        while any(map(processes.alive, waiting)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for instance, machine in machines.items():
+            with self._lock:
+                self._machines.pop(instance)
+                self._cuts.discard(instance)
+            machine.imds.stop()
+            self._cut(instance)
+            _reap(machine)
+            _LOG.info("gone: %s", instance)
 
     def _cut(self, instance: str) -> None:
         if instance in self.box.hosts:

@@ -189,7 +189,6 @@ def _moving(cloud: Cloud, player: Player, now: float) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for every call
     options = Options(**(read_json(folder / "options.json") or {}))
     ended = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):

@@ -50,7 +50,8 @@ class Ec2Server:
     Attributes:
         market: what there is to launch.
         leaving: instances that were given notice.
-        calls: the action of every EC2 call that came in, in order.
+        calls: the action of every EC2 call that came in, in order; `called_at` says when, in unix
+            seconds.
         called: told of every call that was answered.
     """
 
@@ -59,6 +60,7 @@ class Ec2Server:
         self.market = Market()
         self.leaving: set[str] = set()
         self.calls: list[str] = []
+        self.called_at: list[float] = []
         self.called: Callable[[], None] = lambda: None
         self._faults: dict[str, Fault] = {}
         self._answers: dict[str, tuple[str, list[tuple[str, str]], bytes]] = {}
@@ -85,13 +87,17 @@ class Ec2Server:
         from moto.moto_server.werkzeug_app import MotoRequestHandler
         from werkzeug.serving import make_server
 
+        class Silent(MotoRequestHandler):
+            def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+                """Say nothing: it is called several times a second."""
+
         address, port = listening.getsockname()[:2]
         server = make_server(
             address,
             port,
             self._answer,
             threaded=True,
-            request_handler=MotoRequestHandler,
+            request_handler=Silent,
             fd=listening.fileno(),
         )
         thread = threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True)
@@ -114,12 +120,17 @@ class Ec2Server:
         self.market.clear()
         self.leaving.clear()
         self.calls.clear()
+        self.called_at.clear()
         self._faults.clear()
         self._answers.clear()
 
     def fail(self, action: str, *, code: str, status: int = 503, times: int = 1) -> None:
         """Refuse the next `times` calls of an action."""
         self._faults[action] = Fault(code, status, times)
+
+    def failures(self, action: str) -> int:
+        """How many calls of an action are still to be refused."""
+        return self._faults[action].times if action in self._faults else 0
 
     def living(self) -> list[Any]:
         """moto's instances that live."""
@@ -172,6 +183,7 @@ class Ec2Server:
     ) -> Iterable[bytes]:
         if action:
             self.calls.append(action)
+            self.called_at.append(time.time())
         if (fault := self._faults.get(action)) is not None and fault.times > 0:
             fault.times -= 1
             return _send(start_response, fault.status, failure(fault.code, "as the script says"))

@@ -2,11 +2,13 @@
 
 Run by `box_init` inside the host's namespaces, with the box's folder and the host's name, address
 (with its network's prefix length), gateway and further address as JSON. Says `here`, waits for its
-network, says `up` when its sshd answers. `/run/bin/shutdown` on a host ends it.
+network, says `up` when its sshd answers. SIGTERM, and `/run/bin/shutdown` on the host, ends it as a
+machine's shutdown does: its processes have a moment to end by themselves.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -22,6 +24,7 @@ from rayburst.errors import StartError
 _KEPT = Path("/run/box")
 _HOME = Path("/run/home")
 _BIN = Path("/run/bin")
+SHUTDOWN_S = 3.0
 _SSHD = """\
 Port 22
 ListenAddress {address}
@@ -38,7 +41,7 @@ PidFile none
 def main(folder: Path, name: str, address: str, gateway: str, also: str) -> None:
     own = address.partition("/")[0]
     kept = {file: (folder / file).read_bytes() for file in ("host_key", "key.pub")}
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # `shutdown` on the host
+    signal.signal(signal.SIGTERM, _shut_down)  # `shutdown` on the host, or from outside
     _say("here")
     sys.stdin.readline()
     socket.sethostname(name)
@@ -62,6 +65,21 @@ def main(folder: Path, name: str, address: str, gateway: str, also: str) -> None
         ended, _ = os.wait()
         if ended == sshd.pid:
             raise StartError(f"the sshd of host {name} ended")
+
+
+def _shut_down(*_: object) -> None:
+    """Ask every process to end, wait a little, and take the rest along."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGTERM)
+    deadline = time.monotonic() + SHUTDOWN_S
+    while time.monotonic() < deadline:
+        try:
+            ended = os.waitpid(-1, os.WNOHANG)[0]
+        except ChildProcessError:
+            break  # orphans are children too: nobody is left
+        if ended == 0:
+            time.sleep(0.05)
+    os._exit(0)
 
 
 def _mounts(kept: dict[str, bytes], name: str, address: str) -> None:

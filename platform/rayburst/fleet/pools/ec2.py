@@ -7,7 +7,8 @@ price and capacity for spot, by price for on-demand. An instance's tags are its 
 opens the pool finds what an earlier head launched. EC2's answers may be seconds old: what was just
 launched, tagged or ended here is remembered until EC2 tells it too.
 
-It launches and ends machines. It does not make them join a cluster, and knows no image's content.
+Where the site has a cluster, instances get user data that makes them join it (`ec2_join`). It knows
+no image's content.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from collections.abc import Mapping
 from secrets import token_hex
 from typing import Any
 
-from rayburst.errors import NodeNotFoundError, PoolError
+from rayburst.errors import NodeNotFoundError, PoolError, StoreError
+from rayburst.fleet.layout import FleetDir
 from rayburst.fleet.pools import ec2_instances as records
 from rayburst.fleet.pools.base import Host, Notice, PoolSite, check_room, pool_of
 from rayburst.fleet.pools.ec2_api import Ec2Api, refusal
+from rayburst.fleet.pools.ec2_join import user_data
 from rayburst.fleet.pools.ec2_memory import Ec2Memory
 from rayburst.fleet.spec import Market, PoolSpec
 
@@ -46,6 +49,7 @@ class Ec2Pool:
         self._spec = spec
         self._ec2 = spec.ec2
         self._fleet = site.fleet
+        self._site = site
         self._clock = site.clock
         self._api = api or Ec2Api(spec.name, region=spec.region, endpoint=spec.ec2.endpoint)
         self._memory = Ec2Memory(site.folder, spec.name)
@@ -105,6 +109,8 @@ class Ec2Pool:
             return
         if found.lives:
             self._say(found, {records.GONE: records.gone_text(self._clock(), why)})
+        elif self._has_ended(records.instance_of(host)):
+            return  # asked for at every round while the host is on record
         self._api.call("terminate_instances", InstanceIds=[records.instance_of(host)])
         self._listed_at = None
 
@@ -142,6 +148,12 @@ class Ec2Pool:
                     if self._listed_at is None or now - self._listed_at > STALE_S:
                         raise
             return self._listed
+
+    def _has_ended(self, instance: str) -> bool:
+        """Whether EC2 itself tells of an instance's end."""
+        return any(
+            one["InstanceId"] == instance and not records.runs(one) for one in self._instances()
+        )
 
     def _note_ends(self, known: Mapping[str, Mapping[str, Any]]) -> None:
         """Put on record, once, the ends that came from outside."""
@@ -202,9 +214,21 @@ class Ec2Pool:
         text = f"{self._fleet}/{self.name}/{request}/{count}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
+    def _user_data(self) -> str:
+        """What instances run first; empty where there is no cluster to join. Raises PoolError."""
+        if not self._site.joins:
+            return ""
+        try:
+            return user_data(FleetDir(self._site.folder), self._spec)
+        except StoreError as error:
+            raise PoolError(
+                f"pool {self.name!r}: nothing is launched, since the object store does not take "
+                f"what instances need to join: {error}"
+            ) from error
+
     def _template(self) -> str:
         """The name of the launch template; it is made where there is none of this content."""
-        data = records.template_data(self._ec2)
+        data = records.template_data(self._ec2, self._user_data())
         digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:8]
         name = f"rayburst-{self._fleet}-{self.name}-{digest}"
         self._api.call(

@@ -5,6 +5,7 @@ Tags that begin with `rayburst:` are the pool's own; all others are handed on as
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Mapping
@@ -78,12 +79,17 @@ def launched_host(
 def ended_but_runs(instance: Mapping[str, Any], before: float) -> bool:
     """Whether an end was put on record before this time and the instance lives all the same."""
     at = _tags(instance).get(GONE, "").partition(" ")[0]
-    return bool(at) and float(at) < before and instance["State"]["Name"] in _LIVING
+    return bool(at) and float(at) < before and runs(instance)
+
+
+def runs(instance: Mapping[str, Any]) -> bool:
+    """Whether EC2 tells that an instance runs, or will."""
+    return instance["State"]["Name"] in _LIVING
 
 
 def untold_end(instance: Mapping[str, Any], now: float) -> str | None:
     """The end of an instance that nobody put on record yet, as the value of its tag."""
-    if instance["State"]["Name"] in _LIVING or GONE in _tags(instance):
+    if runs(instance) or GONE in _tags(instance):
         return None
     reason = instance.get("StateReason", {})
     code = reason.get("Code", "")
@@ -115,7 +121,7 @@ def _host(pool: str, instance: str, tags: Mapping[str, str], address: str) -> Ho
     )
 
 
-def template_data(ec2: Ec2Spec) -> dict[str, Any]:
+def template_data(ec2: Ec2Spec, user_data: str = "") -> dict[str, Any]:
     """What every instance of a pool is launched with. Its metadata answers to tokens only."""
     data: dict[str, Any] = {
         "ImageId": ec2.image,
@@ -126,6 +132,8 @@ def template_data(ec2: Ec2Spec) -> dict[str, Any]:
             "HttpPutResponseHopLimit": 2,
         },
     }
+    if user_data:
+        data["UserData"] = base64.b64encode(user_data.encode()).decode()
     if ec2.security_groups:
         data["SecurityGroupIds"] = list(ec2.security_groups)
     if ec2.key:

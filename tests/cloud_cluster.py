@@ -1,0 +1,177 @@
+"""A cluster whose hosts are EC2 instances of a cloud in a box, for tests."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+from box_cluster import BoxCluster
+from support import wait_for
+
+from rayburst.dev.cloud.cloud import Cloud
+from rayburst.fleet.pools.ec2_instances import POOL
+
+WORK = Path(__file__).parent / "integration" / "fleet" / "work.py"
+HEAD_AND_LIMITS = """\
+name: lab
+object_store: {{uri: s3://fleet, endpoint: '{endpoint}'}}
+limits: {{idle_timeout: 4s, drain: 10s, join: {join}}}
+software: {{python: {python}}}
+head: {{ssh: {{host: {head}, user: root, key: ~/.ssh/fleet, known_hosts: ~/.ssh/fleet_hosts}}}}
+pools:
+"""
+_LOOK = """
+tail -n 25 ~/.rayburst/lab/logs/*.log; . ~/.rayburst/lab/env
+ray list nodes --limit 20 2>&1 | tail -n 25
+grep -h -i "dead\\|drain\\|fail" /tmp/ray/session_latest/logs/gcs_server.out | tail -n 15
+"""
+ENV = ". ~/.rayburst/lab/env; "
+
+
+def ec2_pool(cloud: Cloud, name: str, zone: str, *, price: float, market: str = "spot") -> str:
+    """One pool of a fleet file: machines of one CPU in one zone, at most two."""
+    return (
+        f"  - {{{{name: {name}, kind: ec2, market: {market}, region: us-east-1, zone: {zone},\n"
+        f"     shape: {{{{cpus: 1, memory: 1GiB}}}}, price: {price} USD/h, hosts: {{{{max: 2}}}},\n"
+        f"     ec2: {{{{types: [m6i.large], image: {cloud.ami}, subnets: [{cloud.subnets[zone]}],\n"
+        f"           endpoint: '{cloud.endpoint}'}}}}}}}}\n"
+    )
+
+
+class CloudCluster:
+    """A head in the box of `cloud`, brought up by `ray up`, and work for it."""
+
+    def __init__(self, cloud: Cloud, pools: str, shared: Path, *, join: str = "60s") -> None:
+        self.cloud = cloud
+        self.peak: Counter[str] = Counter()
+        self.named: list[str] = []
+        self.shared = shared  # a folder that every host sees
+        self.at = BoxCluster(cloud.box, racks=0)
+        keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+        cloud.image.update({key: self.at.store.environment()[key] for key in keys})
+        text = (HEAD_AND_LIMITS + pools).format(
+            endpoint=self.at.store.endpoint,
+            python=sys.executable,
+            head=self.at.hosts["head"].address,
+            join=join,
+        )
+        self._followed = cloud.ec2.called
+        cloud.ec2.called = self._called
+        self.at.put("laptop", "~/lab.yaml", text)
+        self.at.laptop("rayburst fleet render lab.yaml --to ray-up > lab.ray.yaml")
+        self.at.laptop("ray up -y --no-config-cache lab.ray.yaml", timeout_s=180)
+
+    def _called(self) -> None:
+        self._count()
+        self._followed()
+
+    def _count(self) -> None:
+        """How many instances of each pool there were at the most, after every call."""
+        tags = [tag for one in self.cloud.ec2.living() for tag in one.get_tags()]
+        pools = Counter(tag["value"] for tag in tags if tag["key"] == POOL)
+        for pool, count in pools.items():
+            self.peak[pool] = max(self.peak[pool], count)
+
+    def monitor(self) -> psutil.Process | None:
+        """The head's autoscaler, from outside."""
+        for process in psutil.Process(self.cloud.box.pid()).children(recursive=True):
+            with suppress(psutil.Error):
+                if any(word.endswith("autoscaler/v2/monitor.py") for word in process.cmdline()):
+                    return process
+        return None
+
+    def work(self, name: str, count: int, *labels: str) -> subprocess.Popen[bytes]:
+        """Tasks of one CPU that wait for `release(name)`, each on a host that it names."""
+        folder = self.shared / name
+        folder.mkdir()
+        self.named.append(name)
+        words = " ".join([str(WORK), str(folder / "release"), str(count), *labels])
+        command = f"{ENV} python {words} > {folder}/said 2>&1"
+        return self.at.background(command, on="head")
+
+    def release(self, name: str) -> None:
+        (self.shared / name / "release").touch()
+
+    def running_on(self, name: str) -> set[str]:
+        """The hosts on which tasks of some work have started."""
+        found = (self.shared / name).glob("running-*")
+        return {file.name.removeprefix("running-") for file in found}
+
+    def joined(
+        self, name: str, count: int, *, apart_from: Set[str] = frozenset(), timeout_s: float = 120
+    ) -> set[str]:
+        """Wait until so many tasks of some work have started on other hosts than these."""
+
+        def found() -> set[str] | None:
+            hosts = self.running_on(name) - apart_from
+            return hosts if len(hosts) >= count else None
+
+        return wait_for(found, what=f"{count} host(s) to run {name!r}", timeout_s=timeout_s)
+
+    def ended(self, name: str) -> str:
+        """Wait for the end of some work; what it said."""
+        file = self.shared / name / "said"
+
+        def told() -> str | None:
+            text = file.read_text() if file.exists() else ""
+            return text if "ran on" in text else None
+
+        return wait_for(told, what=f"the end of {name!r}")
+
+    def on_next_launch(self, do: Callable[[], object]) -> threading.Event:
+        """Have something done while EC2's next answer to a launch is on its way."""
+        done = threading.Event()
+        before = len(self.launches())
+
+        def look() -> None:
+            if not done.is_set() and len(self.launches()) > before:
+                done.set()
+                do()
+            self._called()
+
+        self.cloud.ec2.called = look
+        return done
+
+    def events(self) -> list[dict[str, Any]]:
+        """The node event log."""
+        told = self.at.on("head", f"cd; {ENV} rayburst events lab --json")
+        return [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+
+    def event(self, kind: str, node: str) -> dict[str, Any] | None:
+        return next((e for e in self.events() if (e["kind"], e["node"]) == (kind, node)), None)
+
+    def wait_until_empty(self, *, timeout_s: float = 60) -> None:
+        """Wait until the cloud has no instance left."""
+        wait_for(
+            lambda: not self.cloud.instances() or None, what="0 instances", timeout_s=timeout_s
+        )
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """A failure inside of this carries the ends of the logs that say why."""
+        try:
+            yield
+        except AssertionError as error:
+            error.add_note(self._logs())
+            raise
+
+    def launches(self) -> list[float]:
+        """When EC2 was asked for instances."""
+        calls = zip(self.cloud.ec2.calls, self.cloud.ec2.called_at, strict=True)
+        return [at for call, at in calls if call == "CreateFleet"]
+
+    def _logs(self) -> str:
+        told = self.at.on("head", _LOOK)
+        for file in sorted(self.shared.glob("*/said")):
+            told += f"\n--- {file.parent.name}\n" + file.read_text(errors="replace")[-2000:]
+        for file in sorted(self.cloud.box.folder.glob("*.user-data.log")):
+            told += f"\n--- {file.name}\n" + file.read_text(errors="replace")[-1500:]
+        return told

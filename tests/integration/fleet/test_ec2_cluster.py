@@ -1,0 +1,98 @@
+"""EC2 instances join a real Ray cluster, are warned over IMDS, replaced and given back."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cloud_cluster import CloudCluster, ec2_pool
+from support import wait_for
+
+from rayburst.dev.cloud.box import why_not
+from rayburst.dev.cloud.cloud import Cloud
+from rayburst.dev.cloud.market import ANY
+from rayburst.fleet.pools.ec2_instances import host_id
+
+pytestmark = [
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(why_not() is not None, reason=f"no box here: {why_not()}"),
+]
+A, B = "us-east-1a", "us-east-1b"
+JOIN_S = 40
+LOG = logging.getLogger(__name__)
+SPOT = "ray.io/market-type=spot"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudCluster]:
+    shared = Path(tempfile.mkdtemp(dir="/var/tmp"))  # hosts have a /tmp of their own
+    try:
+        with Cloud(tmp_path_factory.mktemp("cloud"), zones=2) as cloud:
+            pools = ec2_pool(cloud, "spot-a", A, price=0.03) + ec2_pool(
+                cloud, "spot-b", B, price=0.04
+            )
+            yield CloudCluster(cloud, pools, shared, join=f"{JOIN_S}s")
+    finally:
+        shutil.rmtree(shared)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(cluster: CloudCluster) -> Iterator[None]:
+    """Every test begins with an empty cloud and an open market, and ends so; never too many."""
+    cluster.cloud.ec2.market.clear()
+    yield
+    for name in cluster.named:
+        cluster.release(name)
+    with cluster.explained():
+        cluster.wait_until_empty(timeout_s=90)
+        wait_for(lambda: all_ended(cluster) or None, what="each node's one end in the event log")
+    assert all(most <= 2 for most in cluster.peak.values()), cluster.peak
+
+
+def all_ended(cluster: CloudCluster) -> bool:
+    """Whether each node was requested once and ended once, by the event log."""
+    kinds = Counter((event["node"], event["kind"]) for event in cluster.events())
+    assert not [one for one, count in kinds.items() if count > 1], "no node counts twice"
+    nodes = {node for node, _ in kinds}
+    return all((node, "requested") in kinds and (node, "gone") in kinds for node in nodes)
+
+
+def test_a_cloud_bursts_is_warned_moves_on_and_is_given_back(cluster: CloudCluster) -> None:
+    with cluster.explained():
+        burst(cluster)
+
+
+def burst(cluster: CloudCluster) -> None:
+    cloud = cluster.cloud
+    cloud.ec2.market.capacity[ANY, A, "spot"] = 0
+    cluster.work("one", 1, SPOT)
+
+    (first,) = cluster.joined("one", 1)
+    (instance,) = cloud.instances()
+    assert host_id("spot-b", instance.id) == first, "where there was capacity"
+    asked = cluster.launches()
+    assert len(asked) == 2, "the pool without capacity was asked once, then the next"
+    LOG.info("the next pool was asked %.2f s after a refusal", asked[1] - asked[0])
+
+    cloud.ec2.market.capacity[ANY, A, "spot"] = 2
+    given_at = time.time()
+    deadline = cloud.interrupt(instance.id, notice_s=25)
+    drained = wait_for(lambda: cluster.event("draining", first), what="the drain", timeout_s=30)
+    noticed = cluster.event("notice", first)
+    assert noticed is not None
+    seen, drain = noticed["t"] - given_at, drained["t"] - given_at
+    LOG.info("the notice was seen after %.2f s and drained after %.2f s", seen, drain)
+    assert abs(noticed["deadline"] - deadline) <= 1, "EC2 tells whole seconds"
+    assert drained["t"] - given_at <= 2
+
+    (second,) = cluster.joined("one", 1, apart_from={first})
+    gone = wait_for(lambda: cluster.event("gone", first), what="the end of the first")
+    assert gone["why"].startswith("taken: EC2")
+    cluster.release("one")
+    assert second in cluster.ended("one")
