@@ -37,6 +37,7 @@ from rayburst.train.engines import Engine, Part
 from rayburst.train.entry import Entry, Standing
 from rayburst.train.feed import Feed, seed_everything
 from rayburst.train.hardware import be_deterministic, hardware_class, this_device
+from rayburst.train.joining import Joining
 from rayburst.train.laid_out import Batch, LaidOut, Looped, MakeOptimizer, MakeSchedule
 from rayburst.train.left_out import LeftOut
 from rayburst.train.lone_keeper import keeper_of
@@ -49,7 +50,6 @@ from rayburst.train.run_report import RunReport, run_report
 from rayburst.train.runlog import RunLog, read_folder
 from rayburst.train.spread import Shard, Spread
 from rayburst.train.surroundings import NoticeSource, Surroundings, find_surroundings
-from rayburst.train.teller import Teller
 from rayburst.train.turn import Turn
 
 __all__ = ["Run", "RunOptions", "start_run"]
@@ -102,12 +102,11 @@ class Run:
         self._log = RunLog(where.folder, rank=where.rank, world=where.world, clock=clock)
         self._keeper = keeper_of(where, self._log, options, clock)
         self._standing = Standing()
-        self._resumed_from = 0
         self._turn = Turn(batch=range(0), began_s=clock())
+        self._joining = Joining(where, self._log, clock=clock, began_s=self._turn.began_s)
         self._prepared: Prepared | None = None
         self._engine: Engine | None = None
-        self._teller: Teller | None = None
-        self._is_stopping, self._is_over, self._began_s = False, False, clock()
+        self._is_stopping, self._is_over = False, False
         self._left_out = LeftOut(options.on_nonfinite, self._log)
 
     @property
@@ -324,39 +323,16 @@ class Run:
         """Take up what there is of the run. False when this rank has no place in the group."""
         if self._where.membership.is_in_place:
             return self._meet(course)
-        self._entry(course).begin()
-        self._say_where(course, "start")
+        self._joining.begin(self._entry(course))
         return True
-
-    def _say_where(self, course: Course, kind: str, **words: Any) -> None:
-        """A new group trains from here on."""
-        p = self._where.place
-        if kind == "start":
-            self._resumed_from = self._at.step
-            words["began"] = self._began_s
-        self._log.move(rank=p.rank, world=p.world)
-        self._log.write(kind, step=self._at.step, **p.words, **words)
-        self._teller = Teller(
-            self._where.publish if p.rank == 0 else lambda progress: None,
-            world=p.world,
-            resumed_from=self._at.step,
-            steps=course.steps,
-            tokens_per_step=course.tokens_per_step,
-            clock=self._clock,
-            before=self._teller,
-        )
 
     def _meet(self, course: Course) -> bool:
         """In place: a new place in the group, and its state. False: this rank is to return."""
-        kind = "change" if self._standing.has_state else "start"
         self._engine = None
-        change = self._entry(course).meet(then=self._build_engine)
+        change = self._joining.meet(self._entry(course), then=self._build_engine)
         if change.place is None:
-            words = {"host": self._where.place.host, "reason": change.reason}
-            self._log.write("depart", step=self._at.step, **words)
             self._close()
             return False
-        self._say_where(course, kind, generation=change.generation, reason=change.reason)
         if change.leaves:
             self._leave(course, change.reason)
         return True
@@ -445,8 +421,7 @@ class Run:
         if turn.broken:
             return
         self._keeper.poll()
-        if self._teller is not None:
-            self._teller.step(at.step, turn.loss, self._standing.metrics, self._keeper)
+        self._joining.tell_step(at.step, turn.loss, self._standing.metrics, self._keeper)
         verdict = turn.verdict
         if verdict is None or not course.goes_on(at) or self._is_stopping:
             return
@@ -460,8 +435,7 @@ class Run:
             self._keeper.save(**self._saving(course, self._clock()), wait=True)
 
     def _leave(self, course: Course, reason: str) -> None:
-        if self._teller is not None:
-            self._teller.tell(f"saving and leaving: {reason}")
+        self._joining.tell_leaving(reason)
         if self._at.step != self._standing.loaded_step:
             self._keeper.save(**self._saving(course, self._clock()), wait=True)
         self._log.write("leave", step=self._at.step, reason=reason)
@@ -470,7 +444,7 @@ class Run:
 
     def _end(self, course: Course) -> None:
         """The last checkpoint, unless an earlier process of this run came to the end."""
-        if self._at.step > self._resumed_from:
+        if self._at.step > self._joining.resumed_from:
             began_s = self._clock()
             self._standing.metrics = dict(self._measure(True))
             self._keeper.save_surely(**self._saving(course, began_s))

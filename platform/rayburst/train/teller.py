@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from rayburst.train.progress import Meter, Progress
 
-__all__ = ["Teller"]
+__all__ = ["Costs", "Teller"]
 
 _INTERVAL_S = 1.0
 
