@@ -39,14 +39,15 @@ class _Cluster:
     def address(self) -> str:
         return str(self._cluster.address)
 
-    def add(self, cpus: int = 1) -> str:
+    def add(self, cpus: int = 1, memory_share: float | None = None) -> str:
         labels = {
             "rayburst.io/host": f"host-{self._made}",
             "rayburst.io/market": "spot",
             "rayburst.io/pool": "p",
         }
         self._made += 1
-        node = self._cluster.add_node(num_cpus=cpus, labels=labels)
+        limit = {} if memory_share is None else {"RAY_memory_usage_threshold": str(memory_share)}
+        node = self._cluster.add_node(num_cpus=cpus, labels=labels, env_vars=limit)
         self._nodes[node.node_id] = node
         self._hosts[node.node_id] = labels["rayburst.io/host"]
         return str(node.node_id)
@@ -126,8 +127,9 @@ class Nodes:
             raise answer
         return answer
 
-    def add(self, cpus: int = 1) -> str:
-        return str(self._call("add", cpus))
+    def add(self, cpus: int = 1, memory_share: float | None = None) -> str:
+        """`memory_share`: of the machine's memory; beyond it Ray ends workers of the node."""
+        return str(self._call("add", cpus, memory_share))
 
     def hosts(self) -> list[str]:
         """Names of the machines, in the order in which they were added."""

@@ -100,7 +100,7 @@ def interruptions(story: RunStory) -> str:
         (i.words, i.node, numbers.seconds(i.gap_s), numbers.grouped(i.steps_lost))
         for i in story.interruptions
     ]
-    words = "Gap: from the last step before the restart to the first one after it."
+    words = "Gap: from the last step before the change to the first one after it."
     return section(title, words, bars.table(("what", "node", "gap", "steps lost"), rows))
 
 

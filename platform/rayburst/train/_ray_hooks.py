@@ -6,8 +6,8 @@
 | `DataParallelTrainer._initialize_and_run_controller` | the only place that takes our policies |
 | `ElasticScalingPolicy` and its underscored methods | to leave out nodes that drain or are dead |
 | `_AutoscalingCoordinatorActor.get_reserved_resources(recompute)` | it looks every 20 s itself |
+| `TrainAutoscalingCoordinatorClient.cancel_resource_request` | of a driver that is lost |
 | `WorkerGroupState.shutdown` | a job that waits must not hold the nodes of its last group |
-| `DefaultFailurePolicy` | a lost machine is retried, a user's mistake is not |
 | `ray._private.state.state.get_draining_nodes` | the only view of drains and their deadlines |
 | `ray._private.state.available_resources_per_node` | growth needs what is free, not what exists |
 | loggers of `ray.train.v2._internal` | leaving is no error; not every report needs a line |
@@ -38,23 +38,17 @@ from ray.train.v2._internal.constants import (
     DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
     get_env_vars_to_propagate,
 )
-from ray.train.v2._internal.exceptions import (
-    WorkerHealthCheckFailedError,
-    WorkerHealthCheckTimeoutError,
-)
 from ray.train.v2._internal.execution import context
-from ray.train.v2._internal.execution.failure_handling import FailureDecision
-from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
-from ray.train.v2.api.exceptions import WorkerGroupError
 
 from rayburst.train.granted import Granted
 from rayburst.train.grants import NAMESPACE, Ask
 from rayburst.train.growth_log import GrowthLog
 from rayburst.train.inplace.roster import InPlaceOptions
 from rayburst.train.liveness import unreachable
-from rayburst.train.losses import LossBudget, LossOptions, is_planned
+from rayburst.train.losing._ray_hooks import LossPolicy
+from rayburst.train.losses import LossBudget, LossOptions
 from rayburst.train.resizing import GrowthOptions, growth
 
 __all__ = [
@@ -64,6 +58,7 @@ __all__ = [
     "HookedTorchTrainer",
     "NoopDecision",
     "draining_nodes",
+    "fleet_hosts",
 ]
 
 SETTINGS = {
@@ -178,6 +173,7 @@ class HookedTorchTrainer(TorchTrainer):  # type: ignore[misc]
     ) -> Result:
         """As the parent's method, but with our controller, and another one when it dies."""
         from rayburst.train.inplace._ray_hooks import InPlaceController, InPlaceGroups
+        from rayburst.train.inplace.placement._ray_hooks import free_places
 
         timeout_s = self.backend_config.timeout_s
         groups = InPlaceGroups(options=in_place, budget=budget, timeout_s=timeout_s)
@@ -201,6 +197,7 @@ class HookedTorchTrainer(TorchTrainer):  # type: ignore[misc]
                 # its process died, and its workers with it: from the newest checkpoint
                 if not budget.spend(time.monotonic()):
                     raise
+                free_places(options["train_run_context"].run_id)
 
 
 class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
@@ -214,6 +211,8 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
     """
 
     # the parent's; named here because Ray ships no types
+    _requester_id: str
+    _coordinator_client: Any
     _latest_monitor_time: float
     _latest_reserved_resources_query_time: float
     _latest_reserved_resources: _Reserved | None
@@ -240,6 +239,14 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
             self._growths = GrowthLog(f"{str(config.storage_path).rstrip('/')}/{run}")
         self._resize_key, self._progress_key = resize_key(run), progress_key(run)
         super().after_controller_start(train_run_context)
+        self._take_over(f"{run}/requester", str(config.storage_path))
+
+    def _take_over(self, key: str, storage: str) -> None:
+        """Free what a lost driver of this run has reserved: it would keep the nodes for 180 s."""
+        requester, where = json.loads(kv_get(key) or b'["", ""]')
+        if where == storage and requester != self._requester_id:
+            type(self._coordinator_client)(requester).cancel_resource_request()
+        kv_put(key, json.dumps([self._requester_id, storage]).encode())
 
     def make_decision_for_non_running_worker_group(self) -> Any:
         self._ask_planner(set())
@@ -318,7 +325,7 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
 
     def avoiding(self) -> dict[str, str] | None:
         """Labels that keep new workers on nodes that stay and are granted; None: on any node."""
-        nodes = _hosts(ray.nodes())
+        nodes = fleet_hosts(ray.nodes())
         forbidden = self._granted.outside(nodes)
         unusable = sorted(self._unusable() - forbidden)
         if isinstance(self.scaling_config.label_selector, list):
@@ -340,7 +347,7 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
 
     def _get_reserved_resources(self) -> _Reserved | None:
         nodes = ray.nodes()
-        granted = self._granted.inside(_hosts(nodes))
+        granted = self._granted.inside(fleet_hosts(nodes))
         if granted is not None:
             # the coordinator gives whole nodes to whichever run asked first, the planner by turn
             return {n["NodeID"]: n["Resources"] for n in nodes if n["NodeID"] in granted}
@@ -400,14 +407,14 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
             for node in ray.nodes()
             if node["Alive"]
         }
-        forbidden = self._granted.outside(_hosts(ray.nodes()))
+        forbidden = self._granted.outside(fleet_hosts(ray.nodes()))
         return (
             (set(draining_nodes()) & set(alive)) | unreachable(alive, _PROBE_TIMEOUT_S) | forbidden
         )
 
     def _ask_planner(self, used: set[str]) -> set[str]:
         """Tell the planner where the run stands; the nodes it must leave since its grant shrank."""
-        hosts = _hosts(ray.nodes())
+        hosts = fleet_hosts(ray.nodes())
         config = self.scaling_config
         measured = self._granted.measured
         measured.hear(kv_get(self._progress_key))
@@ -430,40 +437,7 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
         return leaving
 
 
-class LossPolicy(DefaultFailurePolicy):  # type: ignore[misc]
-    """Retries what a lost machine causes; what a training function raises ends the run.
-
-    Stock counts both against `max_failures`, unless one of them is marked as a preemption, and then
-    retries even when another rank raised a mistake of the user's.
-    """
-
-    def __init__(self, failure_config: Any, budget: LossBudget) -> None:
-        super().__init__(failure_config)
-        self._budget = budget
-
-    def make_decision(self, training_failed_error: Any) -> Any:
-        if not isinstance(training_failed_error, WorkerGroupError):
-            return super().make_decision(training_failed_error)
-        failures = training_failed_error.worker_failures
-        mistakes = {rank: error for rank, error in failures.items() if not _is_loss(error)}
-        if mistakes:
-            return super().make_decision(
-                WorkerGroupError(str(training_failed_error), worker_failures=mistakes)
-            )
-        if not any(is_planned(error) for error in failures.values()) and not self._budget.spend(
-            time.monotonic()
-        ):
-            return FailureDecision.RAISE
-        return FailureDecision.RETRY
-
-
-def _is_loss(error: BaseException) -> bool:
-    if isinstance(error, WorkerHealthCheckFailedError):
-        return isinstance(error.health_check_failure, RayActorError)
-    return isinstance(error, RayActorError | WorkerHealthCheckTimeoutError)
-
-
-def _hosts(nodes: list[dict[str, Any]]) -> dict[str, str]:
+def fleet_hosts(nodes: list[dict[str, Any]]) -> dict[str, str]:
     """Node id -> host of the fleet; nodes that are no host of a fleet are left out."""
     labels = {node["NodeID"]: node.get("Labels") or {} for node in nodes if node["Alive"]}
     return {

@@ -45,9 +45,7 @@ class Joining:
             self._say_where(entry, kind, generation=change.generation, reason=change.reason)
         return change
 
-    def tell_step(
-        self, step: int, loss: float, metrics: Mapping[str, Any], costs: Costs
-    ) -> None:
+    def tell_step(self, step: int, loss: float, metrics: Mapping[str, Any], costs: Costs) -> None:
         """A step was done."""
         if self._teller is not None:
             self._teller.step(step, loss, metrics, costs)

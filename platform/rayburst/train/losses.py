@@ -18,7 +18,15 @@ from typing import Any, NoReturn
 
 from rayburst.train.versions import is_tested_ray, keep_to_public_api
 
-__all__ = ["LossBudget", "LossOptions", "is_peer_loss", "is_planned", "leave", "surviving"]
+__all__ = [
+    "LossBudget",
+    "LossOptions",
+    "is_peer_loss",
+    "is_planned",
+    "leave",
+    "surviving",
+    "watch_group",
+]
 
 _PLANNED = "rayburst: this rank saved and left"
 _TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError", "PeerLostError")
@@ -42,7 +50,10 @@ class LossOptions:
 
 
 class LossBudget:
-    """Counts losses that follow each other quickly; `spend` says whether to try again."""
+    """Counts losses that follow each other quickly; `spend` says whether to try again.
+
+    `forgive`: training has gone on since the last one.
+    """
 
     def __init__(self, options: LossOptions) -> None:
         self._options = options
@@ -55,6 +66,10 @@ class LossBudget:
         self._in_a_row = self._in_a_row + 1 if quick else 1
         self._last_s = now_s
         return self._in_a_row <= self._options.rapid_losses
+
+    def forgive(self) -> None:
+        """Begin to count anew."""
+        self._in_a_row = 0
 
 
 def is_peer_loss(error: BaseException) -> bool:
@@ -97,6 +112,18 @@ def leave(reason: str, cause: BaseException | None = None) -> NoReturn:
     raise RayActorError(error_msg=message, preempted=True) from cause
 
 
+_is_aborted: list[Callable[[], bool]] = [lambda: False]
+
+
+def watch_group(is_aborted: Callable[[], bool]) -> None:
+    """In this process: a RuntimeError is no mistake while `is_aborted` says so.
+
+    Of a group that was broken here, because a member is lost, torch says many things, and a
+    training function may have collectives of its own.
+    """
+    _is_aborted[:] = [is_aborted]
+
+
 def surviving(
     train_fn: Callable[..., Any], *, public_api_alone: bool = False
 ) -> Callable[..., Any]:
@@ -109,7 +136,8 @@ def surviving(
         try:
             return train_fn(*args)
         except Exception as error:
-            if is_peer_loss(error):
+            from_abort = isinstance(error, RuntimeError) and _is_aborted[0]()
+            if from_abort or is_peer_loss(error):
                 leave(f"a peer of this rank was lost: {error}", error)
             raise
 

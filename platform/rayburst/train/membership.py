@@ -188,6 +188,7 @@ class Membership:
             changes=lambda: made._asked("change", "broken"),
         )
         tie = _Tie(link, group, adopt)
+        losses.watch_group(lambda: group.is_aborted)
         made = cls(where, agreement, tie=tie, leave_margin_s=leave_margin_s)
         link.start()
         return made
@@ -312,7 +313,11 @@ class Membership:
         return call.number > self._settled and call.kind in kinds
 
     def _asked_to_leave(self) -> Notice | None:
-        return Notice(deadline_s=None, reason=self.reason) if self._asked("leave") else None
+        """By the controller; or because it cannot ask any more, if a notice came."""
+        is_cut = self._tie is not None and self._tie.link.is_cut
+        if is_cut or self._asked("leave"):
+            return Notice(deadline_s=None, reason=self.reason)
+        return None
 
     def _break(self, call: Call) -> None:
         """In the link's thread: a member is lost, nobody need wait for it."""

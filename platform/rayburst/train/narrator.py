@@ -63,6 +63,8 @@ def _group(progress: Progress, before: Progress | None) -> str:
     start = f"from step {progress.resumed_from}" if progress.resumed_from else "from the start"
     if before is None:
         return f"training with {place} {start}"
+    if progress.stopped_s is not None:  # in place: shorter than progress is seldom
+        return f"training with {place} {start} after {progress.stopped_s:.1f} s without a step"
     gap = duration(max(0.0, progress.since - before.t))
     again = before.step - progress.resumed_from
     redone = f", {again} steps again" if again > 0 else ""

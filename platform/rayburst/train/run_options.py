@@ -28,7 +28,8 @@ class RunOptions:
             room for it (`rayburst.train.peer`).
         on_nonfinite: a step whose loss or gradient is not finite stops the run, or is left out and
             told, at most ten times in a row.
-        leave_margin_s: how long before its deadline a node is left.
+        leave_margin_s: how long before its deadline a node is left where that needs a checkpoint
+            (`InPlaceOptions.leave_margin_s` where it does not).
     """
 
     mode: Mode = "fast"

@@ -8,14 +8,14 @@
 What it changes about Ray's elastic training:
 - A lost machine never fails the run, whatever `max_failures` says; what the training function
   itself raises ends the run at once.
-- After a loss the group restarts without waiting for the head to declare the node dead, and never
-  on a node that drains.
-- A running group is not killed to be resized: it is asked to save and leave, and only when the
-  restart pays. `resize_interval_s` is the least time between two such looks. The default of 20 s is
-  chosen against a restart of 10-15 s: a group trains at least as long as its restart took, and
-  nodes that join one by one within a burst cost one restart, not several.
-- `ElasticOptions(recovery="in-place")`: a group whose function uses `start_run` (or
-  `rayburst.train.membership`) is rebuilt in place: its processes and their state stay.
+- A group whose function uses `start_run` (or `rayburst.train.membership`) is rebuilt in place when
+  machines come or go: its processes and their state stay.
+- Where it is not, it restarts after a loss without waiting for the head to declare the node dead,
+  and never on a node that drains.
+- A group that restarts to grow is not killed for it: it is asked to save and leave, and only when
+  the restart pays. `resize_interval_s` is the least time between two such looks. The default of
+  20 s is chosen against a restart of 10-15 s: a group trains at least as long as its restart took,
+  and nodes that join one by one within a burst cost one restart, not several.
 
 The function learns of notices through `rayburst.train.worker.agreement()`. On a Ray other than the
 tested version only public API is used: stock policies and settings. Ray's own settings
@@ -65,15 +65,16 @@ class Workers:
 class ElasticOptions:
     """How an elastic run reacts. `checkpoints_kept`: Ray deletes older ones.
 
-    `recovery` is the tier: `in-place` rebuilds a group whose function uses
-    `rayburst.train.membership`, and restarts any other; `restart` always restarts the whole group;
-    `public` uses public API of Ray alone, as every tier does on a Ray that was not tested.
+    `recovery` is the tier: `in-place` rebuilds a group whose function uses `start_run` or
+    `rayburst.train.membership`, and restarts any other, and where it meets a state that it does not
+    know; `restart` always restarts the whole group; `public` uses public API of Ray alone, as every
+    tier does on a Ray that was not tested.
     `resize_interval_s`: None is 5 s where a group is rebuilt in place, 20 s where it restarts.
     `collective_timeout_s`: how long a rank waits for its peers in a collective before it gives up;
     it must cover the slowest rank's loading of data.
     """
 
-    recovery: Literal["in-place", "restart", "public"] = "restart"
+    recovery: Literal["in-place", "restart", "public"] = "in-place"
     resize_interval_s: float | None = None
     collective_timeout_s: float = 300.0
     checkpoints_kept: int = 2

@@ -87,7 +87,6 @@ def test_workers_that_share_a_node_lose_it_after_one_of_them_ran_out_of_memory(
     assert not run.records("leave"), "nobody restarted"
 
 
-@pytest.mark.soak  # the restarting tier's is in CI
 def test_a_mistake_on_one_rank_ends_the_job_at_once_with_its_traceback(
     nodes: Nodes, start: Callable[..., Job], tmp_path: Path
 ) -> None:

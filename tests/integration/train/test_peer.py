@@ -22,6 +22,7 @@ pytestmark = pytest.mark.timeout(400)
 PROXIED = """
 import os, sys, ray
 from rayburst.train.lm import LMConfig, run
+from rayburst.train.trainer import ElasticOptions
 
 names = ("RAY_ADDRESS", "AWS_ENDPOINT_URL")
 ray.init(runtime_env={"env_vars": {name: os.environ[name] for name in names}})
@@ -29,6 +30,7 @@ run(
     LMConfig(run="held", storage=sys.argv[1], least=1, most=2, steps=100_000, global_batch=8,
              checkpoint_every_s=1),
     say=print,
+    options=ElasticOptions(recovery="restart"),  # in place, who is left has the state
 )
 """
 

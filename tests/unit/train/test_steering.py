@@ -226,6 +226,28 @@ def test_members_lost_over_and_over_are_for_the_next_tier() -> None:
     assert set(cluster.calls()) == {"broken"}
 
 
+def test_losses_between_which_steps_were_done_are_not_over_and_over() -> None:
+    cluster = Cluster().formed()
+    for step in range(3, 9):
+        name = sorted(cluster.members)[-1]
+        cluster.dead_ports = {name}
+        left = set(cluster.members) - {name}
+        cluster.arrive(*left, step=step, generation=cluster.steering.generation)
+        cluster.look()
+        assert name not in cluster.members
+        cluster.members[f"{name}+"] = Member(id=f"{name}+", node=f"node-{name}+")
+    assert not cluster.steering.handed_over
+
+
+def test_a_group_that_breaks_without_a_step_though_all_answer_is_for_the_next_tier() -> None:
+    cluster = Cluster().formed()
+    for generation in range(1, 9):
+        assert not cluster.steering.handed_over
+        cluster.arrive("a", "b", "c", step=7, generation=generation)
+        cluster.look()
+    assert "over and over" in cluster.steering.handed_over
+
+
 def test_members_that_go_together_are_one_loss() -> None:
     cluster = Cluster().formed()
     cluster.silent_s = dict.fromkeys("abc", 5.0)
@@ -237,9 +259,17 @@ def test_members_that_go_together_are_one_loss() -> None:
 def test_after_the_handing_over_members_that_come_are_sent_away() -> None:
     cluster = Cluster().formed()
     cluster.steering.hand_over("because")
+    assert cluster.calls() == ["broken"]
     cluster.arrive("a")
     assert cluster.look().forms is None
     assert cluster.plans()["a"].kind == "abandon"
+
+
+def test_a_whole_group_saves_before_it_is_handed_over() -> None:
+    cluster = Cluster().formed()
+    cluster.steering.hand_over("because", saves=True)
+    assert cluster.calls() == ["leave"]
+    assert not cluster.steering.is_formed
 
 
 def test_a_rendezvous_that_stays_away_is_for_the_next_tier() -> None:

@@ -95,6 +95,12 @@ def test_a_restart_is_told_with_what_it_cost() -> None:
     ]
 
 
+def test_a_change_in_place_is_told_by_what_rank_0_measured() -> None:
+    after = at(111.0, 24, since=110.4, resumed_from=21, world=2, stopped_s=0.31)
+    said = hear((110.0, at(110.0, 20)), (111.0, after))
+    assert said[1] == "training with 2 workers from step 21 after 0.3 s without a step"
+
+
 def test_how_long_a_change_in_place_stopped_the_group_is_told_until_the_next_one() -> None:
     published: list[Progress] = []
     clock = [0.0]

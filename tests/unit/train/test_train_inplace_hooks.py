@@ -2,8 +2,10 @@
 
 import hashlib
 import inspect
+from typing import Any
 
 import pytest
+from ray.exceptions import RpcError
 from ray.train.torch import config as torch_config
 from ray.train.v2._internal.callbacks import datasets, working_dir_setup
 from ray.train.v2._internal.execution import context
@@ -16,6 +18,10 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from torch.distributed import distributed_c10d
 
 from rayburst.train.inplace import _ray_hooks as hooks
+from rayburst.train.inplace.messages import Call
+from rayburst.train.inplace.roster import InPlaceOptions
+from rayburst.train.inplace.steering import Steering
+from rayburst.train.losses import LossBudget, LossOptions
 
 WHAT_TO_DO = (
     "{what} changed, which rayburst.train.inplace builds on. Read the new code, adapt "
@@ -89,3 +95,43 @@ def test_what_is_overridden_exists_in_the_parent() -> None:
 def test_the_controller_makes_its_groups_through_an_attribute() -> None:
     source = inspect.getsource(TrainController._start_worker_group)
     assert "self.worker_group_cls.create(" in source, WHAT_TO_DO.format(what="TrainController")
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A formed group whose controller is the test; `told`: what its members hear."""
+    made: Any = object.__new__(hooks.InPlaceWorkerGroup)
+    made.told = []
+    made._steering = Steering(
+        tell=lambda method, what: made.told.append(what),
+        unreachable=lambda addresses: set(),
+        options=InPlaceOptions(),
+        budget=LossBudget(LossOptions()),
+        least=1,
+        most=2,
+    )
+    made._steering.generation = 1
+    made.get_workers = list
+    return made
+
+
+def failing(error: Exception) -> Any:
+    def steer(look: Any, statuses: Any) -> Any:
+        raise error
+
+    return steer
+
+
+def test_a_state_that_nobody_thought_of_makes_the_group_save_and_restart(group: Any) -> None:
+    group._steer = failing(KeyError("a member that is not there"))
+    statuses = [poll.WorkerStatus(running=True)]
+    assert group._steered(None, statuses) is statuses
+    assert group.told == [Call(number=1, kind="leave", reason=group._steering.handed_over)]
+    assert "KeyError: 'a member that is not there'" in group._steering.handed_over
+
+
+def test_a_head_that_is_busy_is_asked_again(group: Any) -> None:
+    group._steer = failing(RpcError("unavailable"))
+    group._steered(None, [])
+    assert group.is_formed
+    assert group.told == []

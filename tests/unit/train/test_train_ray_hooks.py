@@ -12,9 +12,10 @@ import ray
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
     _AutoscalingCoordinatorActor,
 )
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.experimental import internal_kv
 from ray.train import FailureConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import backend_setup
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution import context, scaling_policy
@@ -26,14 +27,15 @@ from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScali
 from ray.train.v2._internal.execution.worker_group import state as group_state
 from ray.train.v2._internal.execution.worker_group import worker_group
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from rayburst.fleet.book import STANDING_S
 from rayburst.train import _ray_hooks as hooks
-from rayburst.train import losses, versions
+from rayburst.train import losses, trainer, versions
 from rayburst.train.granted import Granted
 from rayburst.train.grants import Ask, Grant
 from rayburst.train.inplace.policy import InPlacePolicy
+from rayburst.train.losing._ray_hooks import LossPolicy
 from rayburst.train.losses import LossBudget, LossOptions
 from rayburst.train.resizing import GrowthOptions
 
@@ -72,6 +74,22 @@ TOUCHED = {
 def test_the_installed_ray_is_the_tested_one() -> None:
     assert ray.__version__ == versions.TESTED_RAY, WHAT_TO_DO.format(what="its version")
     assert versions.is_tested_ray()
+
+
+@pytest.mark.parametrize("is_tested", [True, False])
+def test_groups_are_rebuilt_in_place_by_default_and_another_ray_gets_its_own_trainer(
+    monkeypatch: pytest.MonkeyPatch, is_tested: bool
+) -> None:
+    monkeypatch.setattr(trainer, "is_tested_ray", lambda: is_tested)
+    workers = trainer.Workers(least=1, most=2)
+    environ: dict[str, str] = {}
+    made = trainer.ElasticTrainer(print, run="r", storage="/tmp/r", workers=workers)
+    kind = type(made._trainer(environ))
+    assert kind is (hooks.HookedTorchTrainer if is_tested else TorchTrainer)
+    interval = environ.get("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S")
+    assert interval == (hooks.SETTINGS | hooks.IN_PLACE_SETTINGS if is_tested else {}).get(
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+    )
 
 
 @pytest.mark.parametrize("what", TOUCHED)
@@ -401,6 +419,24 @@ def test_a_job_leaves_hosts_that_its_grant_no_longer_names(
     assert Ask.from_json(cluster.kv["jobs/job-1/ask"]).hosts == ("host-1", "host-2")
 
 
+def test_a_run_that_is_submitted_again_frees_what_its_lost_driver_had_reserved(
+    policy: hooks.DrainAwarePolicy, cluster: Cluster
+) -> None:
+    cancelled: list[str] = []
+
+    class Client:
+        def __init__(self, requester: str) -> None:
+            self.requester = requester
+
+        def cancel_resource_request(self) -> None:
+            cancelled.append(self.requester)
+
+    for requester, storage in (("1", "s3://a"), ("1", "s3://a"), ("2", "s3://a"), ("3", "s3://b")):
+        policy._requester_id, policy._coordinator_client = requester, Client(requester)
+        policy._take_over("r/requester", storage)
+    assert cancelled == ["1"], "not its own, nor that of another run of this name"
+
+
 def test_a_driver_that_is_no_job_keeps_off_the_hosts_of_others(
     policy: hooks.DrainAwarePolicy, cluster: Cluster
 ) -> None:
@@ -441,7 +477,7 @@ def lost_node() -> WorkerHealthCheckFailedError:
 @pytest.fixture
 def decide() -> Callable[[Exception], FailureDecision]:
     budget = LossBudget(LossOptions(rapid_losses=3, rapid_within_s=60))
-    return hooks.LossPolicy(FailureConfig(max_failures=0), budget).make_decision
+    return LossPolicy(FailureConfig(max_failures=0), budget).make_decision
 
 
 def test_lost_machines_are_retried(decide: Callable[[Exception], Any]) -> None:
@@ -454,6 +490,22 @@ def test_a_mistake_ends_the_run_even_beside_a_loss(decide: Callable[[Exception],
     assert decide(failed(a=left(), b=ValueError("mine"))) == FailureDecision.RAISE
     unpicklable = WorkerHealthCheckFailedError("no answer", failure=TypeError("cannot pickle"))
     assert decide(failed(a=unpicklable)) == FailureDecision.RAISE
+
+
+def test_a_worker_that_was_ended_for_its_memory_is_a_loss(
+    decide: Callable[[Exception], Any],
+) -> None:
+    ended = WorkerHealthCheckFailedError("no answer", failure=OutOfMemoryError("low on memory"))
+    assert decide(failed(a=ended)) == FailureDecision.RETRY
+
+
+def test_a_worker_lost_while_its_group_starts_is_a_loss_and_a_defect_of_ours_is_not(
+    decide: Callable[[Exception], Any],
+) -> None:
+    lost = ControllerError(RayActorError(error_msg="node died"))
+    found = [decide(lost) for _ in range(4)]
+    assert found == [FailureDecision.RETRY] * 3 + [FailureDecision.RAISE]
+    assert decide(ControllerError(KeyError("member"))) == FailureDecision.RAISE
 
 
 def test_losses_without_end_give_up_and_planned_leaving_does_not(

@@ -21,15 +21,24 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
+from ray.exceptions import (
+    ActorDiedError,
+    GetTimeoutError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+)
 from ray.train.torch.config import _set_torch_distributed_env_vars
 from ray.train.v2._internal.callbacks import DatasetsCallback, WorkingDirectorySetupCallback
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2._internal.execution.checkpoint.report_handler import ReportCallbackHandler
 from ray.train.v2._internal.execution.context import DistributedContext, get_train_context
 from ray.train.v2._internal.execution.controller import TrainController
@@ -39,17 +48,13 @@ from ray.train.v2._internal.execution.worker_group import (
     WorkerGroupPollStatus,
 )
 from ray.train.v2._internal.execution.worker_group.execution_group import ReplicaGroup
-from ray.train.v2._internal.execution.worker_group.placement_group_handle import (
-    DefaultPlacementGroupHandle,
-)
 from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
-from ray.train.v2._internal.util import bundle_to_remote_args
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.placement_group import PlacementGroup
 
 from rayburst.train import _ray_hooks as hooks
 from rayburst.train.inplace.introduction import Introduction, introduce
 from rayburst.train.inplace.messages import Look, Plan, Seat
+from rayburst.train.inplace.placement._ray_hooks import Placement, Selector
 from rayburst.train.inplace.processes import Departing, Joiner, id_of, warm
 from rayburst.train.inplace.rendezvous import Rendezvous
 from rayburst.train.inplace.roster import Decision, InPlaceOptions, Local
@@ -77,26 +82,6 @@ def adopt(plan: Plan, seat: Seat) -> None:
     _set_torch_distributed_env_vars()
 
 
-class _OneEach(DefaultPlacementGroupHandle):  # type: ignore[misc]
-    """A placement group for each worker, so that one that departs takes its own along.
-
-    A group with a bundle on a dead node stays "rescheduling": it keeps the head busy and takes the
-    next node.
-    """
-
-    def __init__(self, groups: list[PlacementGroup]) -> None:
-        super().__init__(groups[0])
-        self.groups = groups
-
-    def wait(self, timeout_seconds: float = 30) -> bool:
-        end_s = time.monotonic() + timeout_seconds
-        return all(g.wait(max(0.1, end_s - time.monotonic())) for g in self.groups)
-
-    def shutdown(self) -> None:
-        for group in self.groups:
-            remove_placement_group(group)
-
-
 class InPlaceController(TrainController):  # type: ignore[misc]
     """Ray's controller, but what it starts is rebuilt in place."""
 
@@ -104,6 +89,7 @@ class InPlaceController(TrainController):  # type: ignore[misc]
         # before the parent's, which tells the policies that it starts
         groups.selector = options["scaling_policy"].avoiding
         options["scaling_policy"].groups = groups
+        groups.budget = options["failure_policy"].budget  # both tiers give up together
         self.worker_group_cls = groups
         super().__init__(**options)
 
@@ -123,7 +109,7 @@ class InPlaceGroups:
         self.options = options
         self.budget = budget
         self.timeout_s = timeout_s
-        self.selector: Callable[[], dict[str, str] | None] = lambda: None
+        self.selector: Callable[[], Selector] = lambda: None
         self.current: InPlaceWorkerGroup | None = None
 
     def create(
@@ -132,7 +118,12 @@ class InPlaceGroups:
         """As `WorkerGroup.create`."""
         group = InPlaceWorkerGroup(train_run_context, worker_group_context, callbacks)
         group.settings = self
-        group._start()
+        try:
+            group._start()
+        except RayError:
+            if group.has_started():  # a worker was lost while the function was sent to it
+                group.let_go()
+            raise
         self.current = group
         return group
 
@@ -148,7 +139,8 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
         self._rendezvous: Any = None
         self._joiners: list[Joiner] = []
         self._departing: list[Departing] = []
-        self._group_of: dict[str, PlacementGroup] = {}
+        self._placement: Placement
+        self._hosts: dict[str, str] = {}  # node -> its name
         self.revoked: set[str] = set()  # nodes that the planner takes back; the policy sets it
 
     @property
@@ -169,8 +161,7 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
     @property
     def joiner_nodes(self) -> list[str]:
         """Where they do."""
-        workers = [joiner.worker for joiner in self._joiners]
-        return [worker.metadata.node_id for worker in workers if worker is not None]
+        return [joiner.node for joiner in self._joiners if joiner.node]
 
     # -- start and end ---------------------------------------------------------------------------
 
@@ -209,26 +200,20 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
 
     def _end_helpers(self) -> None:
         for joiner in self._joiners:
-            self._end(joiner.actor)
+            self._placement.end(joiner.actor)
         for departing in self._departing:
-            self._end(departing.actor)
+            self._placement.end(departing.actor)
         self._joiners, self._departing = [], []
         ray.kill(self._rendezvous)
 
     # -- workers and where they are placed -------------------------------------------------------
 
-    def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> _OneEach:
+    def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> Placement:
         context = worker_group_context
         selectors = context.label_selector or [None] * context.num_workers
-        self._handle = _OneEach(
-            [self._place(context.resources_per_worker, selector) for selector in selectors]
-        )
-        return self._handle
-
-    @staticmethod
-    def _place(resources: dict[str, float], selector: dict[str, str] | None) -> PlacementGroup:
-        labels = [selector] if selector else None
-        return placement_group([resources], strategy="PACK", bundle_label_selector=labels)
+        run = self._train_run_context.run_id
+        self._placement = Placement(context.resources_per_worker, selectors, run=run)
+        return self._placement
 
     def _create_workers(
         self,
@@ -237,25 +222,22 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
         resources_per_worker: dict[str, float],
         **options: Any,
     ) -> list[Worker]:
-        actors = [self._actor(group, resources_per_worker) for group in self._handle.groups]
-        known = ray.get([actor.get_metadata.remote() for actor in actors])
+        actors = [self._actor(group) for group in self._placement.groups]
+        try:
+            known = ray.get([actor.get_metadata.remote() for actor in actors])
+        except RayActorError as error:  # else Ray Train takes it for a defect, and ends the run
+            raise WorkerGroupStartupFailedError("a worker was lost at its start") from error
         workers = [
             Worker(actor, metadata, resources_per_worker, placement_group_bundle_index=0)
             for actor, metadata in zip(actors, known, strict=True)
         ]
         return list(WorkerGroup._assign_worker_ranks(workers))
 
-    def _actor(self, group: PlacementGroup, resources: dict[str, float]) -> ActorHandle:
+    def _actor(self, group: PlacementGroup) -> ActorHandle:
         environment = self._get_worker_runtime_env(
             custom_runtime_env=self._train_run_context.run_config.worker_runtime_env
         )
-        strategy = PlacementGroupSchedulingStrategy(
-            placement_group=group, placement_group_bundle_index=0
-        )
-        remote = ray.remote(runtime_env=environment, **bundle_to_remote_args(resources))
-        actor = remote(self._worker_cls).options(scheduling_strategy=strategy).remote()
-        self._group_of[id_of(actor)] = group
-        return actor
+        return self._placement.start(self._worker_cls, group, environment)
 
     def _init_train_context(self, workers: list[Worker], sync_actor: ActorHandle) -> None:
         super()._init_train_context(workers, sync_actor)
@@ -276,23 +258,13 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
             ]
         )
 
-    def _end(self, actor: ActorHandle) -> None:
-        """End a worker's process, and give back what it held."""
-        ray.kill(actor)
-        group = self._group_of.pop(id_of(actor), None)
-        if group is not None:
-            remove_placement_group(group)
-            self._handle.groups.remove(group)
-
     # -- growth ----------------------------------------------------------------------------------
 
     def grow(self, count: int) -> None:
         """Start `count` more workers; they join at the end of a step, once they are ready."""
         for _ in range(count):
-            resources = self._worker_group_context.resources_per_worker
-            group = self._place(resources, self.settings.selector())
-            self._handle.groups.append(group)
-            joiner = Joiner(self._actor(group, resources), time.monotonic())
+            group = self._placement.add(self.settings.selector())
+            joiner = Joiner(self._actor(group), time.monotonic())
             self._joiners.append(joiner)
             threading.Thread(target=self._prepare, args=[joiner], daemon=True).start()
 
@@ -300,6 +272,7 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
         """In a thread: bring a joiner to the start of the training function."""
         try:
             metadata = ray.get(joiner.actor.get_metadata.remote())
+            joiner.node = metadata.node_id
             ray.get(joiner.actor.execute.remote(warm))
             resources = self._worker_group_context.resources_per_worker
             worker = Worker(joiner.actor, metadata, resources, placement_group_bundle_index=0)
@@ -331,15 +304,19 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
             if isinstance(callback, WorkingDirectorySetupCallback):
                 callback.after_execution_group_start(ReplicaGroup([worker], worker.resources))
 
-    def _ready_joiners(self) -> list[Worker]:
-        """Workers that may join; those that cannot any more are ended."""
+    def _ready_joiners(self, going: Collection[str]) -> list[Worker]:
+        """Workers that may join; those that cannot any more are ended. `going`: nodes."""
         now = time.monotonic()
         for joiner in list(self._joiners):
-            is_late = now - joiner.began_s > self.settings.options.join_within_s
-            if joiner.error is not None or is_late:
-                _logger.warning("a worker that was to join is given up: %s", joiner.error or "late")
+            why = str(joiner.error or "")
+            if now - joiner.began_s > self.settings.options.join_within_s:
+                why = why or "it is late"
+            if joiner.node in going:
+                why = "its node is to be taken away"
+            if why:
+                _logger.warning("a worker that was to join is given up: %s", why)
                 self._joiners.remove(joiner)
-                self._end(joiner.actor)
+                self._placement.end(joiner.actor)
         return [joiner.worker for joiner in self._joiners if joiner.worker is not None]
 
     # -- the controller's look -------------------------------------------------------------------
@@ -351,7 +328,7 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
         statuses = self._poll_workers_and_collect_errors(timeout)
         self._end_departed()
         if not self._is_mistake(statuses):
-            statuses = self._steer(look, statuses)
+            statuses = self._steered(look, statuses)
         status = WorkerGroupPollStatus(
             worker_statuses=dict(enumerate(statuses)), worker_rank_to_replica_group_rank=None
         )
@@ -367,23 +344,36 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
             return None  # Ray starts it again
         return look
 
+    def _steered(self, look: Look | None, statuses: list[WorkerStatus]) -> list[WorkerStatus]:
+        """As `_steer`; what nobody thought of must not end the run, as Ray Train would."""
+        try:
+            return self._steer(look, statuses)
+        except (RayError, OSError) as error:  # the head is busy: the next look asks again
+            _logger.warning("the cluster cannot be asked at the moment: %s", error)
+        except Exception as error:
+            _logger.exception("an error in the steering of the group")
+            why = f"an error in its steering: {type(error).__name__}: {error}"
+            self._steering.hand_over(why, saves=True)
+        return self._masked(statuses)
+
     def _steer(self, look: Look | None, statuses: list[WorkerStatus]) -> list[WorkerStatus]:
+        # what the planner takes back is left at once, whatever the node's own deadline
+        draining = hooks.draining_nodes() | dict.fromkeys(self.revoked)
         moment = Moment(
             look=look,
             members=[
-                _member(worker, status)
+                self._member(worker, status)
                 for worker, status in zip(self.get_workers(), statuses, strict=True)
             ],
-            joiners=[_member(worker) for worker in self._ready_joiners()],
-            # what the planner takes back is left at once, whatever the node's own deadline
-            draining=hooks.draining_nodes() | dict.fromkeys(self.revoked),
+            joiners=[self._member(worker) for worker in self._ready_joiners(draining)],
+            draining=draining,
             now_s=time.time(),
             monotonic_s=time.monotonic(),
         )
         outcome = self._steering.steer(moment)
         for worker in self.get_workers():
             if id_of(worker.actor) in outcome.lost:
-                self._end(worker.actor)
+                self._placement.end(worker.actor)
         if self._steering.lost:  # at each look: a rank may come to its report() late
             self._free_reporters()
         statuses = self._masked(statuses)
@@ -391,6 +381,18 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
             self._form(outcome.forms)
             return [WorkerStatus(running=True) for _ in self.get_workers()]
         return statuses
+
+    def _member(self, worker: Worker, status: WorkerStatus | None = None) -> Member:
+        node = worker.metadata.node_id
+        if node not in self._hosts:
+            self._hosts |= {node: worker.metadata.hostname} | hooks.fleet_hosts(ray.nodes())
+        return Member(
+            id=id_of(worker.actor),
+            node=node,
+            host=self._hosts[node],
+            has_died=status is not None and _has_died(status.error),
+            has_returned=status is not None and not status.running and status.error is None,
+        )
 
     def _is_mistake(self, statuses: list[WorkerStatus]) -> bool:
         """Whether some rank ended with an error of its own: that is for the failure policy."""
@@ -453,23 +455,13 @@ class InPlaceWorkerGroup(WorkerGroup):  # type: ignore[misc]
         for one in list(self._departing):
             if one.has_returned() or time.monotonic() - one.since_s > _DEPART_S:
                 self._departing.remove(one)
-                self._end(one.actor)
-
-
-def _member(worker: Worker, status: WorkerStatus | None = None) -> Member:
-    return Member(
-        id=id_of(worker.actor),
-        node=worker.metadata.node_id,
-        host=worker.metadata.hostname,
-        has_died=status is not None and _has_died(status.error),
-        has_returned=status is not None and not status.running and status.error is None,
-    )
+                self._placement.end(one.actor)
 
 
 def _has_died(error: BaseException | None) -> bool:
     if not isinstance(error, WorkerHealthCheckFailedError):
         return False
-    return isinstance(error.health_check_failure, ActorDiedError)
+    return isinstance(error.health_check_failure, ActorDiedError | OutOfMemoryError)
 
 
 def _local(worker: Worker) -> Local:

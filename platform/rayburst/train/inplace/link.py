@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from rayburst.errors import PeerLostError
@@ -32,13 +33,17 @@ class Board(Protocol):
 
 
 class Link:
-    """Watches for calls in a daemon thread; `on_broken` runs there when a member is lost."""
+    """Watches for calls in a daemon thread; `on_broken` runs there when a member is lost.
+
+    `is_cut`: the rendezvous is gone for good, so nobody will say when to leave.
+    """
 
     def __init__(
         self, board: Board, member: str, pulse: Pulse, on_broken: Callable[[Call], None]
     ) -> None:
         self.latest: Call = QUIET
         self.pulse = pulse
+        self.is_cut = False
         self._board, self._member = board, member
         self._on_broken = on_broken
         self._stopped = threading.Event()
@@ -62,7 +67,9 @@ class Link:
             try:
                 call = self._board.watch(self._member, self.latest.number, self.pulse)
             except PeerLostError as error:
-                _logger.info("%s", error)  # the controller is gone, and with it this worker
+                _logger.info("%s", error)
+                self.latest = replace(self.latest, reason="the rendezvous is gone")
+                self.is_cut = True
                 return
             if call.number > self.latest.number:
                 self.latest = call

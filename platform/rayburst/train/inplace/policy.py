@@ -5,8 +5,11 @@ Until the group has met, and once it no longer rebuilds in place, its parent dec
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any
+
+from ray.exceptions import RayError
 
 from rayburst.train import _ray_hooks as hooks
 from rayburst.train.resizing import GrowthOptions
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from rayburst.train.inplace._ray_hooks import InPlaceGroups, InPlaceWorkerGroup
 
 __all__ = ["InPlacePolicy"]
+
+_logger = logging.getLogger(__name__)
 
 
 class InPlacePolicy(hooks.DrainAwarePolicy):
@@ -48,7 +53,10 @@ class InPlacePolicy(hooks.DrainAwarePolicy):
                 worker_group_state, worker_group_status
             )
         if group.is_formed:  # else its workers load data, or are about to leave
-            self._look_after(group, worker_group_state)
+            try:
+                self._look_after(group, worker_group_state)
+            except (RayError, OSError) as error:  # the head is busy: the next look asks again
+                _logger.warning("growth cannot be looked at at the moment: %s", error)
         return hooks.NoopDecision()
 
     def _look_after(self, group: InPlaceWorkerGroup, worker_group_state: Any) -> None:

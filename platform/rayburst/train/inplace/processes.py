@@ -26,6 +26,8 @@ class Joiner:
 
     actor: ActorHandle
     began_s: float
+    node: str = ""
+    """Where it runs, once that is known."""
     worker: Any = None
     """Ray Train's record of it, once it is ready to run."""
     error: RayError | None = None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rayburst.train.inplace.messages import Call, Look, Plan, Sight
+from rayburst.train.inplace.messages import Asks, Call, Look, Plan, Sight
 from rayburst.train.inplace.roster import (
     Decision,
     InPlaceOptions,
@@ -27,6 +27,8 @@ from rayburst.train.losses import LossBudget
 __all__ = ["Member", "Moment", "Outcome", "Steering"]
 
 _BLIND_S = 15.0
+_GROUPS_IN_VAIN = 6
+"""Such as over a link between two members that is dead while both answer."""
 _logger = logging.getLogger(__name__)
 
 
@@ -94,6 +96,8 @@ class Steering:
         self._last_plans: dict[str, Plan] = {}
         self._look = Look(incarnation="", number=0, members={})
         self._answered_s: float | None = None
+        self._furthest = -1  # step that any member has told
+        self._in_vain = 0  # groups in a row that finished no step
 
     @property
     def is_formed(self) -> bool:
@@ -123,6 +127,7 @@ class Steering:
             for member, sight in self._look.members.items()
             if sight.arrival and (member in order or member in self._known)
         }
+        self._notice_progress([a.step for a in arrivals.values() if a.step is not None])
         self.generation += 1
         self._last_plans = plans(
             order,
@@ -138,12 +143,22 @@ class Steering:
         self.lost, self.due, self._asked = {}, {}, ("", ())
         _logger.info("generation %d has %d workers", self.generation, len(order))
 
-    def hand_over(self, why: str) -> None:
-        """From now on the whole group restarts: tier B."""
+    def _notice_progress(self, told: Sequence[int]) -> None:
+        if told and max(told) > self._furthest:
+            self._furthest, self._in_vain = max(told), 0
+            self._budget.forgive()
+        elif told:
+            self._in_vain += 1
+
+    def hand_over(self, why: str, *, saves: bool = False) -> None:
+        """From now on the whole group restarts: tier B. `saves`: as nobody is lost, members end
+        their step and save before.
+        """
         _logger.warning("the group is not rebuilt in place: %s", why)
         self.handed_over = why
         self._calls += 1
-        self._tell("call", Call(number=self._calls, kind="broken", reason=why))
+        kind: Asks = "leave" if saves else "broken"
+        self._tell("call", Call(number=self._calls, kind=kind, reason=why))
 
     def _sees(self, moment: Moment) -> bool:
         """Take in what the rendezvous knows; without it nothing can be done."""
@@ -169,6 +184,9 @@ class Steering:
         )
         if decision.hand_over:
             self.hand_over(decision.hand_over)
+            return
+        if decision.commits and self._in_vain >= _GROUPS_IN_VAIN:
+            self.hand_over("the group breaks over and over, and no step is finished")
             return
         self._call(decision)
         if decision.commits:
