@@ -1,8 +1,9 @@
-"""The two training jobs of benchmarks/recovery.py: `python recovery_job.py stock|rayburst CONFIG`.
+"""The training jobs of benchmarks/recovery.py: `python recovery_job.py SYSTEM CONFIG`.
 
 The same model, step length and checkpoint interval. `stock` is Ray Train alone: an elastic
 TorchTrainer whose function takes a checkpoint when Ray tells it of a preemption, and every 20
-steps. Every rank writes a line for each step it finished.
+steps. `rayburst` holds the model whole on each worker, `spread` in pieces (FSDP2). Every rank
+writes a line for each step it finished.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def ours(config: dict[str, Any]) -> None:
     noted = Noted(config)
     model, optimizer = learner()
     run = start_run(RunOptions(checkpoint_every_s=STEP_S * CHECKPOINT_STEPS))
-    wrapped = run.prepare(model, optimizer)
+    wrapped = run.prepare(model, optimizer, shard=spread if config["system"] == "spread" else None)
     data = TensorDataset(torch.randn(4096, WIDTH))
     for (x,) in run.batches(data, global_batch=48, steps=config["steps"]):
         run.backward((wrapped(x) - x).square().mean())
@@ -118,8 +119,16 @@ def ours(config: dict[str, Any]) -> None:
         time.sleep(STEP_S)
 
 
+def spread(model: nn.Sequential) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in model:
+        fully_shard(layer)
+    fully_shard(model)
+
+
 def run_ours(config: dict[str, Any]) -> None:
-    from rayburst.train.trainer import ElasticOptions, ElasticTrainer, Workers
+    from rayburst.train.trainer import ElasticTrainer, Workers
 
     ElasticTrainer(
         ours,
@@ -127,9 +136,9 @@ def run_ours(config: dict[str, Any]) -> None:
         run=config["name"],
         storage=config["storage"],
         workers=Workers(least=LEAST, most=MOST),
-        options=ElasticOptions(recovery="in-place"),
     ).fit()
 
 
 if __name__ == "__main__":
-    {"stock": run_stock, "rayburst": run_ours}[sys.argv[1]](json.loads(sys.argv[2]))
+    config = {**json.loads(sys.argv[2]), "system": sys.argv[1]}
+    (run_stock if sys.argv[1] == "stock" else run_ours)(config)
