@@ -48,6 +48,13 @@ class LossOptions:
     rapid_losses: int = 6
     rapid_within_s: float = 60.0
 
+    def __post_init__(self) -> None:
+        if self.rapid_losses < 0 or self.rapid_within_s <= 0:
+            raise ValueError(
+                f"LossOptions(rapid_losses={self.rapid_losses}, rapid_within_s="
+                f"{self.rapid_within_s:g}): give 0 losses or more, and seconds above 0"
+            )
+
 
 class LossBudget:
     """Counts losses that follow each other quickly; `spend` says whether to try again.

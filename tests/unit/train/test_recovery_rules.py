@@ -1,12 +1,15 @@
 """Pure rules of recovery: liveness, losses, growth."""
 
 import json
+import re
 import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from ray.exceptions import RayActorError
 
+from rayburst.train.inplace.roster import InPlaceOptions
 from rayburst.train.liveness import connects, unreachable
 from rayburst.train.losses import (
     LossBudget,
@@ -17,6 +20,7 @@ from rayburst.train.losses import (
     surviving,
 )
 from rayburst.train.resizing import Growth, GrowthOptions, growth
+from rayburst.train.trainer import ElasticOptions
 
 GLOO = (
     "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] "
@@ -173,6 +177,21 @@ def test_a_group_is_never_made_smaller_by_growth(possible: int) -> None:
 def test_options_refuse_negative_times() -> None:
     with pytest.raises(ValueError, match="restart_s=-1"):
         GrowthOptions(restart_s=-1)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: LossOptions(rapid_losses=-1), "rapid_losses=-1"),
+        (lambda: LossOptions(rapid_within_s=0), "rapid_within_s=0"),
+        (lambda: InPlaceOptions(rebuild_s=-1), "rebuild_s=-1"),
+        (lambda: InPlaceOptions(hung_after_s=0), "hung_after_s=0"),
+        (lambda: ElasticOptions(recovery="fast"), "one of in-place, restart, public"),  # type: ignore[arg-type]
+    ],
+)
+def test_options_say_what_is_allowed(make: Callable[[], object], says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        make()
 
 
 def test_many_nodes_are_asked_at_once() -> None:

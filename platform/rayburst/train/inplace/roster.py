@@ -47,6 +47,8 @@ class InPlaceOptions:
         for name in ("leave_margin_s", "suspect_after_s", "hung_after_s", "join_within_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"InPlaceOptions({name}={getattr(self, name)}): give more than 0")
+        if self.rebuild_s < 0:
+            raise ValueError(f"InPlaceOptions(rebuild_s={self.rebuild_s}): give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
