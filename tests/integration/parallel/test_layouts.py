@@ -63,7 +63,16 @@ OPTIONS: dict[int, Layouts] = {
         "pipeline-shard-bf16": {"layout": "pipeline=2,shard=2", "precision": "bf16"},
     },
 }
-ALL = {world: PLAIN[world] | OPTIONS[world] for world in (1, 2, 4)}
+NET = {"model": "net"}  # a user's, with a small plan of its own
+NETS: dict[int, Layouts] = {
+    1: {"net": {"layout": "", **NET}},
+    2: {f"{n}-net": {"layout": f"{n}=2", **NET} for n in ("shard", "tensor", "pipeline")},
+    4: {
+        "tensor-shard-net": {"layout": "tensor=2,shard=2", **NET},
+        "pipeline-data-net": {"layout": "pipeline=2,data=2", "recompute": True, **NET},
+    },
+}
+ALL = {world: PLAIN[world] | OPTIONS[world] | NETS[world] for world in (1, 2, 4)}
 
 
 class Store:
@@ -135,35 +144,25 @@ def test_layouts_learn_as_one_process_and_load_each_others_checkpoints(store: St
     train = {w: ("curve", {"layouts": ALL[w], "count": STEPS}) for w in (1, 2, 4)}
     go_on = {"first": STEPS, "count": 2}
     found = store.run(1, train[1]) | store.run(4, train[4])
-    check_curves(found, found["one"])
     pairs = {"tensor": PLAIN[2]["tensor"], "pipeline": PLAIN[2]["pipeline"]}
     pairs["empty"] = {"layout": "shard=2", "device": "meta"}
     saved = ["one", "tensor-shard", "pipeline-data", "pipeline-shard"]
-    found = store.run(2, train[2], ("resume", {"layouts": pairs, "saved": saved, **go_on}))
-    one = store.run(1, ("resume", {"layouts": PLAIN[1], "saved": list(PLAIN[2]), **go_on}))
+    found |= store.run(2, train[2], ("resume", {"layouts": pairs, "saved": saved, **go_on}))
+    found |= store.run(1, ("resume", {"layouts": PLAIN[1], "saved": list(PLAIN[2]), **go_on}))
     again = store.run(1, ("resume", {"layouts": PLAIN[1], "saved": ["one"], **go_on}))["one--one"]
-    resumed = {name: curve for name, curve in (found | one).items() if "--" in name}
+    nets = {name: curve for name, curve in found.items() if name.endswith("net")}
+    resumed = {name: curve for name, curve in found.items() if "--" in name}
+    trained = {n: curve for n, curve in found.items() if n not in nets and n not in resumed}
+    assert trained.keys() | nets.keys() == {name for layouts in ALL.values() for name in layouts}
     assert len(resumed) == len(saved) * len(pairs) + len(PLAIN[2])
+    check_curves(trained, trained["one"])
+    check_curves(nets, nets["net"])
     check_curves(resumed, again)
     for name in resumed:
         store.check_same(name, name.partition("--")[0])
-
-
-@pytest.mark.timeout(600)
-def test_a_users_model_with_a_small_plan_learns_in_layouts_as_in_one_process(store: Store) -> None:
-    net = {"model": "net"}
-    two = {f"{n}-net": {"layout": f"{n}=2", **net} for n in ("shard", "tensor", "pipeline")}
-    four = {
-        "tensor-shard-net": {"layout": "tensor=2,shard=2", **net},
-        "pipeline-data-net": {"layout": "pipeline=2,data=2", **net, "recompute": True},
-    }
-    alone = store.run(1, ("curve", {"layouts": {"net": {"layout": "", **net}}, "count": STEPS}))
-    found = store.run(2, ("curve", {"layouts": two, "count": STEPS}))
-    found |= store.run(4, ("curve", {"layouts": four, "count": STEPS}))
-    check_curves(found, alone["net"])
-    go_on = {"first": STEPS, "count": 2, "saved": ["tensor-shard-net", "net"]}
-    again = store.run(1, ("resume", {"layouts": {"net": {"layout": "", **net}}, **go_on}))
-    check_curves({"net": again["tensor-shard-net--net"]}, again["net--net"])
+    net = {"layouts": NETS[1], "saved": ["net", "tensor-shard-net"], **go_on}
+    found = store.run(1, ("resume", net))
+    check_curves(found, found["net--net"])
 
 
 @pytest.mark.timeout(600)
@@ -226,15 +225,16 @@ def test_a_step_takes_the_memory_that_the_formulas_say(
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_every_layouts_checkpoint_resumes_in_every_layout_of(store: Store, world: int) -> None:
-    for trains in (1, 2, 4):
-        store.run(trains, ("curve", {"layouts": PLAIN[trains], "count": STEPS}), timeout_s=600)
-    saved = [name for layouts in PLAIN.values() for name in layouts]
-    given = {"saved": saved, "first": STEPS, "count": 2}
-    resumed = store.run(world, ("resume", {**given, "layouts": PLAIN[world]}), timeout_s=1200)
-    assert len(resumed) == len(saved) * len(PLAIN[world])
-    one = {"layouts": PLAIN[1], "first": STEPS, "count": 2, "saved": ["one"]}
-    check_curves(resumed, store.run(1, ("resume", one))["one--one"])
+@pytest.mark.parametrize("into", [1, 2, 4])
+@pytest.mark.parametrize("of", [1, 2, 4])
+def test_the_checkpoints_of_all_layouts_of_so_many_processes_resume_in_all_of_so_many(
+    store: Store, of: int, into: int
+) -> None:
+    store.run(of, ("curve", {"layouts": PLAIN[of], "count": STEPS}), timeout_s=600)
+    go_on = {"saved": list(PLAIN[of]), "first": STEPS, "count": 2}
+    resumed = store.run(into, ("resume", {**go_on, "layouts": PLAIN[into]}), timeout_s=1200)
+    assert len(resumed) == len(PLAIN[of]) * len(PLAIN[into])
+    one = store.run(1, ("curve", {"layouts": {"alone": {"layout": ""}}, "count": STEPS + 2}))
+    check_curves(resumed, one["alone"][STEPS : STEPS + 2])
     for name in resumed:
         store.check_same(name, name.partition("--")[0])
