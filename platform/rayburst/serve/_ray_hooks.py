@@ -12,10 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ray.exceptions import RayError
 from ray.job_submission import JobSubmissionClient
+from ray.serve import context as serve_context
 from ray.serve._private import constants, tracing_utils
 from ray.serve._private import replica as serve_replica
 from ray.serve._private.common import RequestProtocol
+from ray.serve.exceptions import RayServeException
 
 
 def upload_local_folders(client: JobSubmissionClient, runtime_env: Mapping[str, Any]) -> Any:
@@ -55,6 +58,17 @@ def has_own_server() -> bool:
     """Whether Serve gives replicas an HTTP server of their own."""
     # No public question tells; the constant is what the replica itself goes by.
     return bool(constants.RAY_SERVE_ENABLE_DIRECT_INGRESS)
+
+
+def listening_host() -> str | None:
+    """The host that Serve's proxies listen on; None where it cannot be known."""
+    # No public question tells a replica; the controller answers the client that every replica has.
+    try:
+        client = serve_context._get_global_client()
+        host = client.http_config.host if client is not None else None
+    except (RayError, RayServeException, AttributeError):
+        return None
+    return None if host is None else str(host)
 
 
 def is_tracing() -> bool:

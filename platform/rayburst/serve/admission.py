@@ -54,7 +54,7 @@ class Refusal:
 
 
 class Admission:
-    """Verdicts of one replica. `shares` are weights of tenants; one not named weighs 1."""
+    """Verdicts of one replica. `shares` are weights by tenant; others weigh as `*`, or 1."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Admission:
         return self._weight(tenant) / sum(self._weight(name) for name in active)
 
     def _weight(self, tenant: str) -> float:
-        return self._shares.get(tenant, 1.0)
+        return self._shares.get(tenant, self._shares.get("*", 1.0))
 
     def _late(self, ticket: Ticket, now_s: float, load: Load) -> Refusal | None:
         left_s = ticket.deadline_s - now_s

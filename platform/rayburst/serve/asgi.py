@@ -47,10 +47,7 @@ class _AsgiCall:
         self.response: asyncio.Future[Response] = self._loop.create_future()
 
     def respond(self, status: int, body: bytes, kind: str, retry_after_s: float | None) -> None:
-        headers = dict(_SLOW)
-        if retry_after_s is not None:
-            headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
-        made = Response(body, status, headers, media_type=kind)
+        made = Response(body, status, _headers(retry_after_s), media_type=kind)
         self._loop.call_soon_threadsafe(self._settle, made)
 
     def _settle(self, response: Response) -> None:
@@ -118,9 +115,9 @@ async def _stream(endpoint: Endpoint, request: Request) -> Response:
         return body
     headers = dict(request.scope["headers"])
     try:
-        value = endpoint.admit_stream(headers, body)
+        value = await endpoint.admit_stream(headers, body)
     except RequestError as error:
-        return _error(error.status, str(error))
+        return _error(error.status, str(error), getattr(error, "retry_after_s", None))
     pieces = endpoint.model.stream(value)
     if not inspect.isasyncgen(pieces):
         pieces = iterate_in_threadpool(iter(pieces))
@@ -153,6 +150,12 @@ async def _body(request: Request, most: int) -> bytes | Response:
     return b"".join(parts)
 
 
-def _error(status: int, why: str) -> Response:
+def _error(status: int, why: str, retry_after_s: float | None = None) -> Response:
     body = msgspec.json.encode({"error": why, "status": status})
-    return Response(body, status, _SLOW, media_type=JSON)
+    return Response(body, status, _headers(retry_after_s), media_type=JSON)
+
+
+def _headers(retry_after_s: float | None) -> dict[str, str]:
+    if retry_after_s is None:
+        return _SLOW
+    return {**_SLOW, "retry-after": str(max(1, math.ceil(retry_after_s)))}

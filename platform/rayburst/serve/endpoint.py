@@ -16,7 +16,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import msgspec
@@ -27,6 +27,7 @@ from rayburst.serve.batcher import Batcher, Ticket
 from rayburst.serve.codec import ARROW, JSON, NPY, Codec
 from rayburst.serve.metrics import ServingMetrics
 from rayburst.serve.options import ModelOptions
+from rayburst.serve.rates import Rates
 from rayburst.serve.runner import Runner
 
 __all__ = ["DEADLINE", "PRIORITY", "TENANT", "Call", "Endpoint", "Gate"]
@@ -81,11 +82,12 @@ class Endpoint:
         name: str,
         gate: Gate | None = None,
         admission: Admission | None = None,
+        rates: Rates | None = None,
     ) -> None:
         self.model, self.options, self.codec, self.name = model, options, codec, name
         self.metrics = ServingMetrics(name)
         self.admission = admission or Admission(max_waiting=options.queue_limit)
-        self.gate = gate
+        self.gate, self.rates = gate, rates
         self.batcher = Batcher(max_batch=options.max_batch, patience_s=options.slo_s)
         self._threads = ThreadPoolExecutor(options.slots, thread_name_prefix="predict")
         self._is_async = inspect.iscoroutinefunction(model.predict)
@@ -138,15 +140,13 @@ class Endpoint:
             kind, accept = self._kinds(headers)
             value = self.codec.decode(body, kind)
             ticket = self._ticket(_Payload(value, accept, call, None), headers, tenant, now_s)
-            refusal = self._admit(ticket, now_s)
         except RequestError as error:
             self._refuse(call, error, now_s)
             return
-        if refusal is not None:
-            self._turn_away(call, refusal, now_s)
-            return
-        call.ticket = ticket
-        self._here.submit(ticket)
+        if self.rates is None:
+            self._enter(call, ticket, None)
+        else:
+            self.rates.take(tenant, now_s, lambda refusal: self._enter(call, ticket, refusal))
 
     async def ask(self, value: Any, *, tenant: str = "", deadline_s: float | None = None) -> Any:
         """The answer to one value, computed with others; for handles and for ASGI.
@@ -171,7 +171,7 @@ class Endpoint:
         else:
             home.call_soon_threadsafe(do)
 
-    def admit_stream(self, headers: Headers, body: bytes) -> Any:
+    async def admit_stream(self, headers: Headers, body: bytes) -> Any:
         """The value of a request for a stream, which is not batched; RequestError if refused."""
         now_s = time.monotonic()
         tenant = self._tenant(headers, now_s)
@@ -180,11 +180,21 @@ class Endpoint:
         ticket = Ticket(None, arrived_s=now_s, deadline_s=math.inf, tenant=tenant)
         load = Load(forecast_s=0.0, room=math.inf, held=0, is_idle=True)
         refusal = self.admission.judge(ticket, now_s=now_s, load=load)
+        if refusal is None and self.rates is not None:
+            refusal = await self._token(tenant, now_s)
         if refusal is not None:
             raise RefusedError(
                 refusal.why, status=refusal.status, retry_after_s=refusal.retry_after_s
             )
         return value
+
+    async def _token(self, tenant: str, now_s: float) -> Refusal | None:
+        """A token of `rates` for a caller on any loop."""
+        got: Future[Refusal | None] = Future()
+        rates = self.rates
+        if rates is not None:
+            self.on_home(lambda: rates.take(tenant, now_s, got.set_result))
+        return await asyncio.wrap_future(got)
 
     def cancel(self, ticket: Ticket) -> None:
         """The client is gone: not computed if it still waits, not answered in any case."""
@@ -265,6 +275,18 @@ class Endpoint:
             variant=variant,
             tenant=tenant,
         )
+
+    def _enter(self, call: Call, ticket: Ticket, refusal: Refusal | None) -> None:
+        """Queues a request that has its token, unless it would be late."""
+        if refusal is None:
+            refusal = self._admit(ticket, time.monotonic())
+            if refusal is not None and self.rates is not None:
+                self.rates.give_back(ticket.tenant)
+        if refusal is not None:
+            self._turn_away(call, refusal, ticket.arrived_s)
+            return
+        call.ticket = ticket
+        self._here.submit(ticket)
 
     def _admit(self, ticket: Ticket, now_s: float) -> Refusal | None:
         runner = self._here

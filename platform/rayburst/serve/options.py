@@ -5,17 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = ["ModelOptions", "Replicas", "TenantLimit"]
 
 
 class TenantLimit(BaseModel):
-    """What one tenant has of a replica when others ask too."""
+    """What one tenant has of a crowded replica, and of all replicas together."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weight: float = Field(default=1.0, gt=0, description="share of a crowded replica")
+    rate: float | None = Field(
+        default=None, gt=0, description="requests a second over all replicas; none: no limit"
+    )
+    burst: float | None = Field(
+        default=None, ge=1, description="requests at once after a rest; none: a second's worth"
+    )
+
+    @model_validator(mode="after")
+    def _burst_needs_a_rate(self) -> TenantLimit:
+        if self.burst is not None and self.rate is None:
+            raise ValueError(f"burst {self.burst:g} limits nothing without a rate: add rate=...")
+        return self
 
 
 class Replicas(BaseModel):
@@ -44,8 +56,12 @@ class ModelOptions(BaseModel):
     max_body_bytes: int = Field(default=1 << 20, ge=64)
     lane: Literal["auto", "stock"] = Field(default="auto", description="see docs/serving.md")
     access_log: bool = Field(default=False, description="a line for each request")
-    keys: Literal["required", "off"] = Field(default="off", description="see rayburst keys")
-    tenants: Mapping[str, TenantLimit] = Field(default_factory=dict)
+    keys: Literal["auto", "required", "off"] = Field(
+        default="auto", description="auto: required unless Serve listens on loopback alone"
+    )
+    tenants: Mapping[str, TenantLimit] = Field(
+        default_factory=dict, description="limits by name; `*` for each that is not named"
+    )
     replicas: Replicas = Field(default_factory=Replicas)
 
     @property

@@ -28,6 +28,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any
 
 from pydantic import ValidationError
@@ -44,6 +45,7 @@ from rayburst.serve.endpoint import Endpoint
 from rayburst.serve.keys import KeyGate, KeyStore
 from rayburst.serve.lanes import Lane, protocol_for
 from rayburst.serve.options import ModelOptions
+from rayburst.serve.rates_actor import rates_for
 from rayburst.train.versions import is_tested_ray
 
 __all__ = ["Served", "model"]
@@ -141,6 +143,7 @@ class ModelPart:
                 max_waiting=options.queue_limit,
                 shares={name: limit.weight for name, limit in options.tenants.items()},
             ),
+            rates=rates_for(options.tenants, model=cls.__name__),
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._example = getattr(cls, "example", None)
@@ -204,13 +207,26 @@ class ModelServer(ModelPart):
 def _key_gate(options: ModelOptions, name: str) -> KeyGate | None:
     if options.keys == "off":
         return None
+    host = _ray_hooks.listening_host()
+    if options.keys == "auto" and host is not None and _is_loopback(host):
+        return None
     store = os.environ.get("RAYBURST_STORE")
     if store is None:
+        why = "asks for keys" if options.keys == "required" else f"is served on {host}"
         raise ModelError(
-            f"{name} asks for keys, and RAYBURST_STORE does not say where they are: set it where "
-            "Ray starts, for example RAYBURST_STORE=s3://fleet"
+            f"{name} {why}, and RAYBURST_STORE does not say where keys are: set it where Ray "
+            "starts, for example RAYBURST_STORE=s3://fleet, and make one with `rayburst keys "
+            f"create TENANT --model {name} --store s3://fleet`; or let Serve listen on 127.0.0.1 "
+            "(http_options), or open the model to everybody with keys='off'"
         )
     return KeyGate(KeyStore(ObjectStore.open(f"{store.rstrip('/')}/serve/keys")), model=name)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _why_stock(options: ModelOptions) -> str | None:
