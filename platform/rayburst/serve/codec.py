@@ -166,7 +166,7 @@ class _ArrayReader:
                 raise self._wrong(f"{len(row)} numbers")
             return row
         try:
-            return self._fitting(np.array(row, self._dtype))
+            return self._fitting(_cast(row, self._dtype))
         except (ValueError, OverflowError) as error:
             raise self._wrong(str(error)) from None
 
@@ -179,7 +179,7 @@ class _ArrayReader:
             raise self._wrong(f"shape {array.shape}")
         if not np.can_cast(array.dtype, self._dtype, "same_kind"):
             raise self._wrong(f"dtype {array.dtype}")
-        return array.astype(self._dtype, copy=False)
+        return array if array.dtype == self._dtype else _cast(array, self._dtype)
 
     def _from_arrow(self, body: bytes) -> np.ndarray:
         try:
@@ -197,16 +197,27 @@ def _stacker(
     dtype: np.dtype[Any], *, is_list: bool, is_tensor: bool
 ) -> Callable[[Sequence[Any]], Any]:
     if not is_tensor:
-        return list if is_list else lambda rows: np.array(rows, dtype)
+        return list if is_list else lambda rows: _cast(rows, dtype)
     import torch
 
     pinned = torch.cuda.is_available()  # a pinned batch goes to the GPU while the CPU goes on
 
     def tensor(rows: Any) -> Any:
-        made = torch.from_numpy(np.array(rows, dtype))
+        made = torch.from_numpy(_cast(rows, dtype))
         return made.pin_memory() if pinned else made
 
     return (lambda rows: [tensor(row) for row in rows]) if is_list else tensor
+
+
+def _cast(rows: Any, dtype: np.dtype[Any]) -> np.ndarray:
+    """One array of rows. A number that its type cannot hold would be an infinity nobody sent."""
+    try:
+        with np.errstate(over="raise"):
+            return np.array(rows, dtype)
+    except FloatingPointError:
+        raise BadRequestError(
+            f"a number is too large for {dtype}; it holds up to {np.finfo(dtype).max:.4g}"
+        ) from None
 
 
 def _from_npy(body: bytes) -> np.ndarray:
@@ -277,6 +288,10 @@ def _plain(value: Any) -> Any:
 def _array_schema(shape: tuple[int | None, ...], dtype: np.dtype[Any]) -> dict[str, Any]:
     names = {"f": "number", "i": "integer", "u": "integer", "b": "boolean"}
     schema: dict[str, Any] = {"type": names[dtype.kind]}
+    if dtype.kind in "iuf":
+        info: Any = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+        schema |= {"minimum": info.min.item() if dtype.kind == "f" else info.min}
+        schema |= {"maximum": info.max.item() if dtype.kind == "f" else info.max}
     for size in reversed(shape):
         bounds = {"minItems": 1} if size is None else {"minItems": size, "maxItems": size}
         schema = {"type": "array", "items": schema, **bounds}

@@ -29,6 +29,7 @@ from rayburst.serve.metrics import ServingMetrics
 from rayburst.serve.options import ModelOptions
 from rayburst.serve.rates import Rates
 from rayburst.serve.runner import Runner
+from rayburst.serve.scaling import Demand
 
 __all__ = ["DEADLINE", "PRIORITY", "TENANT", "Call", "Endpoint", "Gate"]
 
@@ -89,6 +90,7 @@ class Endpoint:
         self.admission = admission or Admission(max_waiting=options.queue_limit)
         self.gate, self.rates = gate, rates
         self.batcher = Batcher(max_batch=options.max_batch, patience_s=options.slo_s)
+        self.demand = Demand(slo_s=options.slo_s, max_batch=options.max_batch, slots=options.slots)
         self._threads = ThreadPoolExecutor(options.slots, thread_name_prefix="predict")
         self._is_async = inspect.iscoroutinefunction(model.predict)
         self._runner: Runner | None = None
@@ -263,7 +265,7 @@ class Endpoint:
         if DEADLINE in headers:
             slo_s = _number(headers, DEADLINE, 0.001, _MAX_DEADLINE_S * 1000) / 1000
         if PRIORITY in headers:
-            priority = int(_number(headers, PRIORITY, 0, _LOWEST))
+            priority = int(_number(headers, PRIORITY, 0, _LOWEST, is_whole=True))
         if MODEL_ID in headers:
             variant = headers[MODEL_ID].decode("latin-1")
         return Ticket(
@@ -292,6 +294,7 @@ class Endpoint:
         runner = self._here
         is_idle = runner.running < self.options.slots and not len(self.batcher)
         curve = self.batcher.costs.of(ticket.variant, self._bucket_of(ticket.payload.value))
+        self.demand.asked(curve)
         whole_s = curve.mean(self.options.max_batch)
         slots, most = self.options.slots, self.options.max_batch
         room = slots * most * self.options.slo_s / whole_s if whole_s > 0 else math.inf
@@ -375,14 +378,17 @@ class _Unsupported(BadRequestError):
     status = 415
 
 
-def _number(headers: Headers, name: bytes, least: float, most: float) -> float:
+def _number(
+    headers: Headers, name: bytes, least: float, most: float, *, is_whole: bool = False
+) -> float:
     try:
         value = float(headers[name])
     except ValueError:
         value = math.nan
-    if not least <= value <= most:
+    if not least <= value <= most or (is_whole and value != int(value)):
+        whole = "a whole number from " if is_whole else ""
         raise BadRequestError(
-            f"header {name.decode()} is {headers[name][:40]!r}; give {least:g} to {most:g}"
+            f"header {name.decode()} is {headers[name][:40]!r}; give {whole}{least:g} to {most:g}"
         )
     return value
 

@@ -27,6 +27,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
@@ -46,6 +47,7 @@ from rayburst.serve.keys import KeyGate, KeyStore
 from rayburst.serve.lanes import Lane, protocol_for
 from rayburst.serve.options import ModelOptions
 from rayburst.serve.rates_actor import rates_for
+from rayburst.serve.scaling import DEMAND
 from rayburst.train.versions import is_tested_ray
 
 __all__ = ["Served", "model"]
@@ -115,11 +117,16 @@ class Served:
 
 
 def _autoscaling(options: ModelOptions) -> dict[str, Any]:
-    """Between the bounds, so that each replica has half a batch to do."""
+    """As many replicas as the promise needs; see scaling.py."""
     return {
         "min_replicas": options.replicas.least,
         "max_replicas": options.replicas.most,
-        "target_ongoing_requests": max(1, options.max_batch // 2),
+        "initial_replicas": max(
+            1, options.replicas.least
+        ),  # the first one learns what a batch costs
+        "policy": {"policy_function": "rayburst.serve.scaling:replicas_wanted"},
+        "metrics_interval_s": 1.0,
+        "look_back_period_s": 5.0,
         "upscale_delay_s": options.replicas.up_after_s,
         "downscale_delay_s": options.replicas.down_after_s,
     }
@@ -153,6 +160,10 @@ class ModelPart:
         """The answer to one value; what other deployments call by handle."""
         deadline_s = None if deadline_ms is None else deadline_ms / 1000
         return await self._endpoint.ask(value, deadline_s=deadline_s)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve asks this each second."""
+        return {DEMAND: self._endpoint.demand.rate(time.monotonic())}
 
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises; a model may have its own."""

@@ -28,7 +28,7 @@ ADDRESS = "127.0.83.1"  # Ray takes 127.0.0.1 for a wish for the machine's own a
 
 @dataclass(frozen=True)
 class Head:
-    """A running head. `env` is what a user's shell needs for Ray's own commands."""
+    """A running head. `env` is for Ray's own commands, `node_env` for nodes that join it."""
 
     folder: Path
     ray_folder: Path
@@ -36,6 +36,7 @@ class Head:
     token: str
     serve_port: int
     env: dict[str, str]
+    node_env: dict[str, str]
 
     def details(self) -> dict[str, Any]:
         """Serve's own view of its applications."""
@@ -77,9 +78,16 @@ def head(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Iterator
 @pytest.fixture(scope="session")
 def fast_head(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Iterator[Head]:
     """A head whose Serve runs HAProxy, so that replicas have servers of their own."""
-    metrics, stats, fallback = processes.free_ports(3)
     own = 30_000 + 40 * (os.getpid() % 200)  # tests that run beside these have other ports
-    env = {
+    env = haproxy_env(own)
+    with started_head(tmp_path_factory.mktemp("fast"), trained.store_uri, env) as made:
+        yield made
+
+
+def haproxy_env(own: int) -> dict[str, str]:
+    """What makes Serve run HAProxy, with 40 ports for replicas from `own` on."""
+    metrics, stats, fallback = processes.free_ports(3)
+    return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
@@ -88,8 +96,6 @@ def fast_head(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Ite
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(own + 39),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
     }
-    with started_head(tmp_path_factory.mktemp("fast"), trained.store_uri, env) as made:
-        yield made
 
 
 @contextlib.contextmanager
@@ -135,6 +141,7 @@ def started_head(folder: Path, store_uri: str, more: dict[str, str]) -> Iterator
                 "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{dashboard}",
                 "RAY_ADDRESS": f"{ADDRESS}:{gcs}",
             },
+            node_env=env,
         )
     finally:
         left = processes.end(processes.owned(folder), grace_s=5)

@@ -35,7 +35,8 @@ def put(head: Head, name: str = "scaler", target: str = "scaler", **args: Any) -
 def replicas(head: Head, name: str = "scaler") -> dict[int, str]:
     """Process and state of each replica."""
     (deployment,) = head.details()["applications"][name]["deployments"].values()
-    return {replica["pid"]: replica["state"] for replica in deployment["replicas"]}
+    known = [replica for replica in deployment["replicas"] if "pid" in replica]  # not just wished
+    return {replica["pid"]: replica["state"] for replica in known}
 
 
 def is_fast(answer: requests.Response) -> bool:
@@ -48,6 +49,7 @@ class Client:
 
     url: str
     is_fresh: bool = False  # a connection for each request
+    headers: dict[str, str] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
     closes: int = 0
     pids: set[int] = field(default_factory=set)
@@ -58,7 +60,7 @@ class Client:
         connection = http.client.HTTPConnection(host, timeout=60)
         while not stop.is_set():
             try:
-                connection.request("POST", f"/{path}/predict", body=BODY)
+                connection.request("POST", f"/{path}/predict", body=BODY, headers=self.headers)
                 answer = connection.getresponse()
                 body = answer.read()
                 self.seen[str(answer.status)] += 1
@@ -77,9 +79,9 @@ class Client:
 class Load:
     """Clients that ask without a break while something happens."""
 
-    def __init__(self, url: str, clients: int, *, is_fresh: bool = False) -> None:
+    def __init__(self, url: str, clients: int, *, is_fresh: bool = False, **headers: str) -> None:
         self.url = url
-        self.clients = [Client(url, is_fresh) for _ in range(clients)]
+        self.clients = [Client(url, is_fresh, headers) for _ in range(clients)]
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=c.run, args=(self._stop,)) for c in self.clients]
 

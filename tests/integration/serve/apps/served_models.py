@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -49,9 +50,9 @@ class Front:
 
 
 def scaler(args: dict[str, str]) -> Any:
-    """`serve run served_models:scaler factor=3`."""
-    replicas = rb.serve.Replicas(least=int(args.get("replicas", 1)), cpus=0.1)
-    served = Scaler.options(replicas=replicas.model_dump(), keys="off")
+    """`serve run served_models:scaler factor=3`; `options` is JSON for Scaler.options."""
+    replicas = {"least": int(args.get("replicas", 1)), "cpus": 0.1}
+    served = Scaler.options(**{"replicas": replicas, **json.loads(args.get("options", "{}"))})
     return served.bind(float(args.get("factor", 2)), float(args.get("seconds", 0)))
 
 
