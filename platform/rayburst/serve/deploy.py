@@ -27,6 +27,7 @@ _POLL_S = 0.5
 _CALL_S = 120.0  # the first PUT starts Serve's controller and proxy
 _REDACTED = "<redacted>"  # Ray writes this for secrets when it takes us for a browser
 _HTTP = {"host": "127.0.0.1", "port": 8000}  # never off loopback unless told
+_SERVICER = "rayburst.serve.model_pb2_grpc.add_ModelServicer_to_server"
 _OTHER_LISTENERS = ("0.0.0.0", "::")
 
 Details = Mapping[str, Any]
@@ -55,6 +56,7 @@ def deploy(
     *,
     app: Mapping[str, Any],
     http: Mapping[str, Any] | None = None,
+    grpc_port: int | None = None,
     timeout_s: float = 180.0,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
@@ -64,6 +66,7 @@ def deploy(
 
     `app` is an entry of `applications` in a Serve config; without a name it is "default".
     `http` are Serve's HTTP options; None keeps those that are in force, or 127.0.0.1:8000.
+    `grpc_port` has Serve answer rayburst's model.proto there, where this call starts Serve.
 
     DeployError with Serve's own message when the application fails, when Serve refuses it,
     when it is not healthy after `timeout_s`, or when `http` differs from what is in force.
@@ -72,7 +75,7 @@ def deploy(
     app = {"name": "default", **app}
     give_up = clock() + timeout_s
     before = api.read()
-    while not api.put(merged(before, app, http), may_fail=clock() < give_up):
+    while not api.put(merged(before, app, http, grpc_port=grpc_port), may_fail=clock() < give_up):
         sleep(_POLL_S)  # a busy head may fail to start Serve; the same PUT again does no harm
     known = _deployed_s(before, app["name"])
     while True:
@@ -137,6 +140,7 @@ def merged(
     http: Mapping[str, Any] | None,
     *,
     without: str | None = None,
+    grpc_port: int | None = None,
 ) -> dict[str, Any]:
     """The config to PUT: what runs as it runs, less `without`, with `app` added or replaced.
 
@@ -156,6 +160,11 @@ def merged(
         )
     config: dict[str, Any] = {"applications": kept + ([dict(app)] if app else [])}
     config["http_options"] = _http_options(details, http)
+    grpc = details.get("grpc_options")
+    if not grpc and grpc_port is not None:
+        grpc = {"port": grpc_port, "grpc_servicer_functions": [_SERVICER]}
+    if grpc:
+        config["grpc_options"] = dict(grpc)
     config["proxy_location"] = details.get("proxy_location") or "HeadOnly"
     if not details.get("http_options"):
         # This PUT starts Serve. A line for each request costs more than a small model does.

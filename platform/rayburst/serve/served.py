@@ -190,6 +190,12 @@ class ModelServer(ModelPart):
         """Serve calls this once the model is loaded."""
         return build_app(self._endpoint, example=self._example)
 
+    async def Predict(self, request: Any, grpc_context: Any) -> Any:
+        """rayburst.serve.v1.Model/Predict, where Serve has gRPC."""
+        from rayburst.serve import grpc_call  # needs no grpc where nobody asks for it
+
+        return await grpc_call.predict(self._endpoint, request, grpc_context)
+
     def _lane_for(self, server: _ray_hooks.ReplicaServer) -> type | None:
         """Called on the loop that will serve HTTP, just before it does."""
         self._endpoint.attach()

@@ -78,20 +78,23 @@ def head(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Iterator
 @pytest.fixture(scope="session")
 def fast_head(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Iterator[Head]:
     """A head whose Serve runs HAProxy, so that replicas have servers of their own."""
-    own = 30_000 + 40 * (os.getpid() % 200)  # tests that run beside these have other ports
+    own = 30_000 + 80 * (os.getpid() % 90)  # tests that run beside these have other ports
     env = haproxy_env(own)
     with started_head(tmp_path_factory.mktemp("fast"), trained.store_uri, env) as made:
         yield made
 
 
 def haproxy_env(own: int) -> dict[str, str]:
-    """What makes Serve run HAProxy, with 40 ports for replicas from `own` on."""
-    metrics, stats, fallback = processes.free_ports(3)
+    """What makes Serve run HAProxy, with 80 ports for replicas from `own` on."""
+    metrics, stats, fallback, fallback_grpc = processes.free_ports(4)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(own + 40),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(own + 79),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(own),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(own + 39),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",

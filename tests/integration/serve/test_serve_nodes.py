@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import requests
 from support import wait_for
@@ -19,7 +20,10 @@ from support import wait_for
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.fleet import processes
 from rayburst.serve.deploy import deploy
+from rayburst.serve.endpoint import DEADLINE
 from rayburst.serve.keys import KeyStore
+from rayburst.serve.model_pb2 import PredictRequest
+from rayburst.serve.model_pb2_grpc import ModelStub
 
 from .conftest import BIN, Head, Trained, haproxy_env, run_cli, started, started_head
 from .test_serve_model import Load
@@ -84,7 +88,7 @@ class Nodes:
         details = self.head.details()["applications"][NAME]["deployments"].values()
         found = [replica for deployment in details for replica in deployment["replicas"]]
         on = [replica["node_ip"] for replica in found if replica["state"] == "RUNNING"]
-        is_left = all(replica["node_ip"] != without for replica in found)
+        is_left = all(replica.get("node_ip") != without for replica in found)
         return on if len(on) == REPLICAS and is_left else None
 
 
@@ -102,7 +106,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Iterato
         yield made
 
 
-def put(head: Head, **options: Any) -> str:
+def put(head: Head, grpc_port: int, **options: Any) -> str:
     """Deploys the model where every address can ask for it, as replicas on other nodes need it."""
     options = {
         "replicas": {"least": REPLICAS, "cpus": 0, "resources": {"spot": 1}},
@@ -116,7 +120,9 @@ def put(head: Head, **options: Any) -> str:
         "args": {"options": json.dumps(options)},
     }
     http = {"host": "0.0.0.0", "port": head.serve_port}
-    return deploy(head.dashboard_url, head.token, app=app, http=http, timeout_s=150).url
+    return deploy(
+        head.dashboard_url, head.token, app=app, http=http, grpc_port=grpc_port, timeout_s=150
+    ).url
 
 
 def interrupt(nodes: Nodes, *, has_notice: bool) -> None:
@@ -133,13 +139,34 @@ def interrupt(nodes: Nodes, *, has_notice: bool) -> None:
     nodes.add()
 
 
+def check_grpc(port: int, secret: str) -> None:
+    """The same model by the same queue, with gRPC's words for what went wrong."""
+    app = ("application", NAME)
+    key = ("authorization", f"Bearer {secret}")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        ask = ModelStub(channel).Predict
+        request = PredictRequest(body=b"[1,2,3]")
+        answer = ask(request, metadata=[app, key], timeout=60, wait_for_ready=True)
+        assert json.loads(answer.body)["out"] == [2.0, 4.0, 6.0]
+        for bad, metadata, code in [
+            (request, [app], grpc.StatusCode.UNAUTHENTICATED),
+            (PredictRequest(body=b"[1,2]"), [app, key], grpc.StatusCode.INVALID_ARGUMENT),
+            (request, [app, key, (DEADLINE.decode(), "x")], grpc.StatusCode.INVALID_ARGUMENT),
+        ]:
+            with pytest.raises(grpc.RpcError) as refused:
+                ask(bad, metadata=metadata, timeout=60)
+            assert refused.value.code() == code, refused.value.details()
+
+
 def check_interruptions(
     nodes: Nodes, trained: Trained, notices: int, cuts: int, asked: int
 ) -> None:
     store = KeyStore(ObjectStore.open(f"{trained.store_uri}/serve/keys"))
     _, secret = store.create("ads", models=("Scaler",), now_s=0)
-    url = put(nodes.head)
+    (grpc_port,) = processes.free_ports(1)
+    url = put(nodes.head, grpc_port)
     assert requests.post(f"{url}/predict", data=b"[1,2,3]", timeout=60).status_code == 401
+    check_grpc(grpc_port, secret)
     key = {"authorization": f"Bearer {secret}"}
     clients = 4
     with Load(url, clients, **key) as kept, Load(url, 2, is_fresh=True, **key) as fresh:
