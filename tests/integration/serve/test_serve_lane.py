@@ -394,7 +394,9 @@ def test_what_schemathesis_makes_of_the_interface_is_answered_as_it_is_described
         "--max-examples=60", "--seed=1", "--generation-database=none", "--no-color",
         "--exclude-path=/stream", "--request-timeout=30",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stdout[-6000:]
     assert len(running.seen) > 60, "the lane was hardly asked"
     assert running.works()
