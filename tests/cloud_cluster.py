@@ -16,8 +16,8 @@ import psutil
 from box_cluster import BoxCluster
 from support import wait_for
 
-from rayburst.dev.cloud.cloud import Cloud
-from rayburst.fleet.pools.ec2_instances import POOL
+from rayburst.dev.cloud.cloud import Cloud, Instance
+from rayburst.fleet.pools.ec2_instances import POOL, host_id
 
 WORK = Path(__file__).parent / "integration" / "fleet" / "work.py"
 HEAD_AND_LIMITS = """\
@@ -42,8 +42,12 @@ def ec2_pool(cloud: Cloud, name: str, zone: str, *, price: float, market: str = 
         f"  - {{{{name: {name}, kind: ec2, market: {market}, region: us-east-1, zone: {zone},\n"
         f"     shape: {{{{cpus: 1, memory: 1GiB}}}}, price: {price} USD/h, hosts: {{{{max: 2}}}},\n"
         f"     ec2: {{{{types: [m6i.large], image: {cloud.ami}, subnets: [{cloud.subnets[zone]}],\n"
-        f"           endpoint: '{cloud.endpoint}'}}}}}}}}\n"
+        f"           endpoint: '{cloud.endpoint}', rebalance: 10s}}}}}}}}\n"
     )
+
+
+def _pool_of(instance: Any) -> str:
+    return next((tag["value"] for tag in instance.get_tags() if tag["key"] == POOL), "")
 
 
 class CloudCluster:
@@ -75,10 +79,17 @@ class CloudCluster:
 
     def _count(self) -> None:
         """How many instances of each pool there were at the most, after every call."""
-        tags = [tag for one in self.cloud.ec2.living() for tag in one.get_tags()]
-        pools = Counter(tag["value"] for tag in tags if tag["key"] == POOL)
-        for pool, count in pools.items():
+        for pool, count in Counter(map(_pool_of, self.cloud.ec2.living())).items():
             self.peak[pool] = max(self.peak[pool], count)
+
+    def hosts(self) -> dict[str, Instance]:
+        """The instances that live, by the name of the host that each is."""
+        backend = self.cloud.ec2.backend()
+        found = {one.id: one for one in self.cloud.instances()}
+        return {
+            host_id(_pool_of(backend.get_instance(one)), one): instance
+            for one, instance in found.items()
+        }
 
     def monitor(self) -> psutil.Process | None:
         """The head's autoscaler, from outside."""
@@ -106,7 +117,7 @@ class CloudCluster:
         return {file.name.removeprefix("running-") for file in found}
 
     def joined(
-        self, name: str, count: int, *, apart_from: Set[str] = frozenset(), timeout_s: float = 120
+        self, name: str, count: int, *, apart_from: Set[str] = frozenset(), timeout_s: float = 75
     ) -> set[str]:
         """Wait until so many tasks of some work have started on other hosts than these."""
 

@@ -57,7 +57,7 @@ class Farewells:
                 continue
             if host.gone_at is not None:
                 if node is not None and now - host.gone_at > _LAST_WORDS_S:
-                    self._gcs.unregister(node.node_id, why=host.gone_why)
+                    self._bury(node.node_id, host)
                 continue
             if UP_TAG not in host.tags and now - host.requested_at > self._join_s:
                 why = f"it did not join within {self._join_s:.0f} s"
@@ -65,11 +65,20 @@ class Farewells:
                 continue
             if notice is None:
                 continue
-            if notice.planned and now >= notice.deadline:
+            if (notice.planned or not notice.reclaim) and now >= notice.deadline:
                 self._pools[host.pool].terminate(host.id, why=f"{GIVEN_BACK}: {notice.why}")
                 continue
             if node is not None and node.status is not RayNodeStatus.DRAINING:
                 self._gcs.drain(node.node_id, why=notice.why, deadline=notice.deadline, idle=False)
+
+    def _bury(self, node_id: str, host: Host) -> None:
+        """Tell Ray that a machine is gone; Ray finds out by itself where it does not take it."""
+        from ray.exceptions import RpcError
+
+        try:
+            self._gcs.unregister(node_id, why=host.gone_why)
+        except RpcError as error:
+            _LOG.warning("Ray does not take the end of %s: %s", host.id, error)
 
     def forget(self, host: Host) -> None:
         """Take what a host's watcher told out of the store. Raises RpcError."""

@@ -30,6 +30,7 @@ from rayburst.fleet.cluster import PORTS, head_of
 from rayburst.fleet.files import write_atomically
 from rayburst.fleet.layout import FleetDir, FleetState, ray_environment
 from rayburst.fleet.pools import open_pools
+from rayburst.fleet.pools.ec2_join import forget_luggage
 from rayburst.fleet.pools.ssh import SshPool
 from rayburst.fleet.render import ray_config, to_yaml
 from rayburst.fleet.spec import HEAD
@@ -124,6 +125,7 @@ def down(fleet: FleetDir) -> None:
     """
     with contextlib.suppress(FleetNotFoundError, StoreError):
         forget_all(open_store(fleet))
+        forget_luggage(open_store(fleet), fleet.name)
     report = embedded.down(fleet)
     if not report.clean:
         raise FleetBrokenError(f"left behind: {', '.join(report.left)}")

@@ -78,6 +78,13 @@ class Ec2Spec(Part):
     profile: fields.Label | None = Field(
         default=None, description="instance profile: what hosts may do", examples=["rayburst-node"]
     )
+    rebalance_s: fields.Duration | None = Field(
+        default=None,
+        validation_alias="rebalance",
+        description="time to leave an instance that EC2 recommends to rebalance; if absent the "
+        "recommendation is not heeded",
+        examples=["15m"],
+    )
     endpoint: fields.Endpoint | None = Field(
         default=None, description="server of the EC2 API, where it is not AWS"
     )

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rayburst.fleet._ray_hooks import Gcs
 
 RECLAIM = Path("~/.rayburst/reclaim")
-_POLL_S = 0.5
+_POLL_S = 0.25
 _LOG = logging.getLogger("rayburst.node")
 
 
@@ -68,7 +68,7 @@ def main(folder: Path) -> int:
         return _leave(folder, orders.host, f"its Ray node did not start: {error}")
     _LOG.info("%s joined %s from %s", orders.host, orders.gcs_address, orders.address)
     gcs = _ray_hooks.Gcs(orders.gcs_address)
-    watcher = Watcher(_source(orders.notices), lambda notice: _tell(gcs, orders.host, notice))
+    watcher = Watcher(_source(orders), lambda notice: _tell(gcs, orders.host, notice))
     while raylet.is_running() and processes.alive(raylet):
         notice = watcher.step()
         taken_by_us = notice is not None and notice.reclaim and orders.notices != IMDS
@@ -79,8 +79,10 @@ def main(folder: Path) -> int:
     return _leave(folder, orders.host, "its raylet ended")
 
 
-def _source(notices: str) -> NoticeSource:
-    return ImdsNoticeSource() if notices == IMDS else OwnerNoticeSource(RECLAIM.expanduser())
+def _source(orders: NodeOrders) -> NoticeSource:
+    if orders.notices == IMDS:
+        return ImdsNoticeSource(rebalance_s=orders.rebalance_s)
+    return OwnerNoticeSource(RECLAIM.expanduser())
 
 
 def _tell(gcs: Gcs, host: str, notice: Notice) -> bool:

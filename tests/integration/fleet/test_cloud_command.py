@@ -39,7 +39,7 @@ def test_a_cloud_comes_up_plays_a_trace_and_goes_without_a_trace(tmp_path: Path)
     recorded = {"metadata": {"gap_seconds": 600.0}, "data": [1, 0, 1]}
     (tmp_path / "zone.json").write_text(json.dumps(recorded))
     words = ("--trace", "zone.json", "--per-zone", "2", "--speed", "100", "--notice", "1")
-    said = rayburst(tmp_path, "up", *words, "--hosts", "1", "--zones", "1")
+    said = rayburst(tmp_path, "up", *words, "--hosts", "1", "--zones", "1", "--no-store")
     assert "kind: ec2" in said and "rack-1 at 10.77.1." in said
     folder = tmp_path / ".rayburst-cloud"
     try:

@@ -15,7 +15,7 @@ from cloud_cluster import CloudCluster, ec2_pool
 from support import wait_for
 
 from rayburst.dev.cloud.box import why_not
-from rayburst.dev.cloud.cloud import Cloud
+from rayburst.dev.cloud.cloud import Cloud, Instance
 from rayburst.dev.cloud.market import ANY
 from rayburst.fleet.pools.ec2_instances import host_id
 
@@ -96,3 +96,48 @@ def burst(cluster: CloudCluster) -> None:
     assert gone["why"].startswith("taken: EC2")
     cluster.release("one")
     assert second in cluster.ended("one")
+
+
+@pytest.mark.soak
+def test_two_notices_at_once(cluster: CloudCluster) -> None:
+    with cluster.explained():
+        cluster.work("two", 2, SPOT)
+        before = cluster.joined("two", 2)
+        for instance in cluster.cloud.instances():
+            cluster.cloud.interrupt(instance.id, notice_s=20)
+        after = cluster.joined("two", 2, apart_from=before)
+        cluster.release("two")
+        said = cluster.ended("two")
+        assert all(host in said for host in after)
+
+
+@pytest.mark.soak
+def test_notice_to_a_node_that_is_still_starting(cluster: CloudCluster) -> None:
+    warned: dict[str, Instance] = {}
+
+    def warn() -> None:
+        warned.update(cluster.hosts())
+        for instance in warned.values():
+            cluster.cloud.interrupt(instance.id, notice_s=8)
+
+    cluster.on_next_launch(warn)
+    with cluster.explained():
+        cluster.work("early", 1, SPOT)
+        hosts = cluster.joined("early", 1, apart_from=warned.keys())
+        assert [one.pid for one in warned.values()] == [None], "it was starting"
+        cluster.release("early")
+        assert hosts.pop() in cluster.ended("early")
+
+
+@pytest.mark.soak
+def test_a_recommendation_to_rebalance_is_heeded(cluster: CloudCluster) -> None:
+    with cluster.explained():
+        cluster.work("moved", 1, SPOT)
+        before = cluster.joined("moved", 1)
+        (instance,) = cluster.cloud.instances()
+        cluster.cloud.recommend_rebalance(instance.id)
+        after = cluster.joined("moved", 1, apart_from=before)
+        gone = wait_for(lambda: cluster.event("gone", next(iter(before))), what="its end")
+        assert gone["why"] == "given back: EC2 recommends to rebalance"
+        cluster.release("moved")
+        assert after.pop() in cluster.ended("moved")

@@ -12,7 +12,7 @@ from rayburst.checkpoint.store import ObjectStore
 from rayburst.fleet.layout import FleetDir, FleetState
 from rayburst.fleet.pickup import unpack
 from rayburst.fleet.pools.ec2_instances import template_data
-from rayburst.fleet.pools.ec2_join import user_data
+from rayburst.fleet.pools.ec2_join import forget_luggage, user_data
 
 FILE = """\
 name: burst
@@ -21,7 +21,7 @@ software: {python: /opt/py/bin/python}
 pools:
   - {name: spot-a, kind: ec2, market: spot, region: us-east-1, price: 0.1 USD/h,
      shape: {cpus: 2, memory: 8GiB}, hosts: {max: 2},
-     ec2: {types: [m6i.large], image: ami-1, subnets: [subnet-1]}}
+     ec2: {types: [m6i.large], image: ami-1, subnets: [subnet-1], rebalance: 15m}}
 """
 
 
@@ -73,6 +73,14 @@ def test_the_same_content_is_put_once_and_makes_the_same_user_data(fleet: FleetD
     assert user_data(fleet, pool) != first, "an instance of a new head gets the new head's token"
 
 
+def test_luggage_goes_when_the_fleet_does(fleet: FleetDir) -> None:
+    user_data(fleet, fleet.spec().pool("spot-a"))
+    store = ObjectStore.open(fleet.read_state().store_uri)
+    store.put("luggage/burst-2/other.tar", b"of another fleet")
+    forget_luggage(store, "burst")
+    assert [one.key for one in store.list("")] == ["luggage/burst-2/other.tar"]
+
+
 def test_an_instance_unpacks_its_luggage_for_itself_alone(fleet: FleetDir, tmp_path: Path) -> None:
     user_data(fleet, fleet.spec().pool("spot-a"))
     folder = tmp_path / "hosts" / "spot-a-1"
@@ -83,6 +91,7 @@ def test_an_instance_unpacks_its_luggage_for_itself_alone(fleet: FleetDir, tmp_p
     assert orders["labels"]["ray.io/availability-zone"] == "us-east-1b"
     assert orders["labels"]["rayburst.io/host"] == "spot-a-1"
     assert orders["labels"]["ray.io/market-type"] == "spot"
+    assert orders["rebalance_s"] == 900.0
     assert (folder / "token").read_text() == "the-secret-token"
     for file in ("node.json", "token"):
         assert stat.S_IMODE((folder / file).stat().st_mode) == 0o600

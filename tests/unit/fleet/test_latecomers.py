@@ -9,7 +9,7 @@ import pytest
 from rayburst.fleet._ray_hooks import RayNode, RayNodeStatus, RayView
 from rayburst.fleet.farewells import Farewells
 from rayburst.fleet.observer import stillborn
-from rayburst.fleet.pools.base import UP_TAG
+from rayburst.fleet.pools.base import UP_TAG, Notice
 from rayburst.fleet.pools.fake import FakePool
 from rayburst.fleet.spec import FleetSpec
 
@@ -78,6 +78,18 @@ def test_a_host_that_does_not_join_in_time_is_a_failed_launch(world: World) -> N
     assert (ended[late].lives, ended[joined].lives) == (False, True)
     assert stillborn(ended[late]) == (160.5, f"{late}: it did not join within 60 s")
     assert world.pools["near"].hosts()[0].lives, f"{near}: process hosts know for themselves"
+
+
+def test_a_host_that_left_on_a_recommendation_is_given_back(world: World) -> None:
+    hosts = world.pools["spot"].launch(2, tags={UP_TAG: "100"}, why="x")
+    for host, reclaim in zip(hosts, (False, True), strict=True):
+        told = Notice(given_at=100.0, deadline=150.0, why="EC2 said so", reclaim=reclaim)
+        world.pools["spot"].notify(host, told)
+    world.now = 150.0
+    world.round()
+    recommended, taken = world.pools["spot"].hosts()
+    assert recommended.gone_why == "given back: EC2 said so"
+    assert taken.lives, "EC2 ends what it takes"
 
 
 def test_ray_is_told_of_a_machine_that_vanished_once_its_own_word_is_due(world: World) -> None:

@@ -40,6 +40,7 @@ def up(
     per_zone: Annotated[
         int, typer.Option(min=1, help="Spot instances of a zone that the trace says is there.")
     ] = 4,
+    store: Annotated[bool, typer.Option(help="An object store inside of it.")] = True,
     hosts: Annotated[int, typer.Option(min=0, help="Machines on-prem beside the cloud.")] = 0,
     notice: Annotated[
         float, typer.Option(min=0, help="Real seconds of warning; 0 is a power cut.")
@@ -65,17 +66,20 @@ def up(
             script=str(script.resolve()) if script else "",
             speed=speed,
             notice_s=notice,
+            store=store,
         ),
     )
     typer.echo(_told(told, folder))
 
 
 def _told(told: dict[str, Any], folder: Path) -> str:
-    subnets = ", ".join(told["subnets"].values())
+    subnets, store = ", ".join(told["subnets"].values()), told["store"]
     lines = [
         f"a cloud is up in {folder}",
         f"  EC2 here       {told['endpoint_here']}   (any credentials)",
         f"  EC2 in the box {told['endpoint']}",
+        *([f"  object store   {store['uri']} at {store['endpoint']}"] if store else []),
+        *(f"  {zone}     plays {name}" for zone, name in told["traces"].items()),
         *(f"  on-prem        {host['name']} at {host['address']}" for host in told["hosts"]),
         f"  inside         rayburst dev cloud run -- ssh -i {told['key']} root@ADDRESS",
         "  look, end      rayburst dev cloud status, rayburst dev cloud down",
@@ -127,7 +131,7 @@ def run(
     """Run a command inside, from where all hosts can be reached: `-- ray up fleet.yaml`.
 
     Process ids, network and, on a host, files are the box's: what `ray up` or `ray stop` ends is
-    there and nowhere else.
+    there and nowhere else. The keys of the object store inside are in its environment.
     """
     from rayburst.dev.cloud import daemon
     from rayburst.dev.cloud.box import enter
@@ -138,6 +142,7 @@ def run(
     pids |= {one["id"]: one["pid"] for one in told["instances"] if one["pid"]}
     if host is not None and host not in pids:
         raise NodeNotFoundError(f"no host {host!r} is up; there are: {', '.join(pids) or 'none'}")
+    os.environ.update(daemon.store_environment(folder))
     pid = told["router_pid"] if host is None else pids[host]
     # whoever enters lands in the root folder; where this one is there, it is meant
     there = ["sh", "-c", 'cd "$0" 2>/dev/null; exec "$@"', str(Path.cwd()), *command]

@@ -26,9 +26,11 @@ from typing import Any
 import psutil
 
 from rayburst.dev.cloud.box import why_not
+from rayburst.dev.cloud.box_store import BoxStore, start_store
 from rayburst.dev.cloud.cloud import Cloud
 from rayburst.dev.cloud.player import Player
 from rayburst.dev.cloud.script import NOTICE_S, Step, from_traces, parse_script
+from rayburst.dev.objectstore import S3Server
 from rayburst.errors import (
     FleetExistsError,
     FleetNotFoundError,
@@ -39,6 +41,7 @@ from rayburst.fleet import processes
 from rayburst.fleet.files import read_json, write_atomically
 from rayburst.fleet.replay.memberships import read_membership
 from rayburst.fleet.replay.traces import ZoneTrace, read_traces
+from rayburst.fleet.ship import STORE_KEYS
 
 _UP_S, _DOWN_S, _STATUS_S = 120.0, 60.0, 0.5
 _MODULE = "rayburst.dev.cloud.daemon"
@@ -56,6 +59,7 @@ class Options:
         script: a file of steps, see `script.py`; its times count from the start too.
         speed: how many seconds of trace and script pass in one.
         notice_s: warning of instances that the trace takes, in real seconds.
+        store: whether there is an object store inside.
     """
 
     zones: int = 3
@@ -65,6 +69,7 @@ class Options:
     script: str = ""
     speed: float = 1.0
     notice_s: float = NOTICE_S
+    store: bool = True
 
     def steps(self, zones: tuple[str, ...]) -> list[Step]:
         """All that will happen. Raises SpecError or DataError."""
@@ -80,6 +85,11 @@ class Options:
                 raise SpecError(f"{self.script} cannot be read: {error.strerror}") from None
             steps += parse_script(text, source=self.script)
         return sorted(steps, key=lambda step: step.at_s)
+
+    def played(self, zones: tuple[str, ...]) -> dict[str, str]:
+        """Which trace each zone plays."""
+        traces = _traces(Path(self.trace)) if self.trace else []
+        return {zone: trace.name for zone, trace in zip(zones, traces, strict=False)}
 
 
 def _traces(path: Path) -> list[ZoneTrace]:
@@ -157,7 +167,7 @@ def _daemon(folder: Path) -> psutil.Process | None:
     return next((p for p in processes.owned(folder) if _MODULE in p.cmdline()), None)
 
 
-def _fixed(cloud: Cloud) -> dict[str, Any]:
+def _fixed(cloud: Cloud, store: BoxStore | None) -> dict[str, Any]:
     """What does not change, as plain data."""
     return {
         "pid": os.getpid(),
@@ -169,6 +179,7 @@ def _fixed(cloud: Cloud) -> dict[str, Any]:
         "router_pid": cloud.box.pid(),
         "key": str(cloud.box.folder / "key"),
         "known_hosts": str(cloud.box.folder / "known_hosts"),
+        "store": {"uri": store.uri, "endpoint": store.server.endpoint} if store else None,
         "hosts": [
             {"name": host.name, "address": host.address, "pid": cloud.box.pid(host.name)}
             for host in cloud.box.hosts.values()
@@ -193,20 +204,33 @@ def main(folder: Path) -> None:
     ended = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: ended.set())
-    with Cloud(folder, zones=options.zones, image=_image()) as cloud:
+    with Cloud(folder, zones=options.zones) as cloud:
+        store = start_store(cloud.box) if options.store else None
+        if store is not None:
+            # what an instance's profile would give it
+            cloud.image.update(_keys(store.server.environment()))
         for number in range(1, options.hosts + 1):
             cloud.box.start_host(f"rack-{number}", network="onprem")
-        fixed = _fixed(cloud)
+        fixed = _fixed(cloud, store) | {"traces": options.played(cloud.zones)}
         player = cloud.play(options.steps(cloud.zones), speed=options.speed)
         while not ended.wait(_STATUS_S):
             told = fixed | _moving(cloud, player, time.time())
             write_atomically(folder / "status.json", json.dumps(told))
+    if store is not None:
+        store.server.remove_sockets()
 
 
-def _image() -> Mapping[str, str]:
-    """Keys of an object store in the environment are handed on: the box has no IAM."""
-    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    return {name: os.environ[name] for name in names if name in os.environ}
+def store_environment(folder: Path) -> dict[str, str]:
+    """The keys of the store inside, as S3 clients read them; empty where there is none."""
+    keys = read_json(folder.resolve() / "store" / "keys.json")
+    if keys is None:
+        return {}
+    server = S3Server(folder.resolve() / "store", address="", ports=(0, 0, 0, 0))
+    return _keys(server.environment())
+
+
+def _keys(environment: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in environment.items() if key in STORE_KEYS}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+from dataclasses import replace
 
+from rayburst.checkpoint.store import ObjectStore
 from rayburst.fleet.events import IMPATIENT
 from rayburst.fleet.kindspec import VENV_PYTHON
 from rayburst.fleet.layout import FleetDir
@@ -35,6 +37,12 @@ def luggage_prefix(fleet: str) -> str:
     return f"luggage/{fleet}/"
 
 
+def forget_luggage(store: ObjectStore, fleet: str) -> None:
+    """Take a fleet's luggage, and with it its token, out of its store. Raises StoreError."""
+    for one in list(store.list(luggage_prefix(fleet))):
+        store.delete(one.key)
+
+
 def user_data(fleet: FleetDir, pool: PoolSpec) -> str:
     """The user data of a pool's instances, once their luggage is in the store.
 
@@ -45,7 +53,10 @@ def user_data(fleet: FleetDir, pool: PoolSpec) -> str:
     anyone = Host(
         id="", pool=pool.name, address="", requested_at=0.0, price_usd_per_hour=None, why=""
     )
-    luggage = pack_luggage(fleet, node_orders(fleet, anyone, notices=IMDS))
+    orders = node_orders(fleet, anyone, notices=IMDS)
+    if pool.ec2 is not None:
+        orders = replace(orders, rebalance_s=pool.ec2.rebalance_s)
+    luggage = pack_luggage(fleet, orders)
     digest = hashlib.sha256(luggage).hexdigest()[:16]
     key = f"{luggage_prefix(fleet.name)}{pool.name}-{digest}.tar"
     store = open_store(fleet, IMPATIENT)

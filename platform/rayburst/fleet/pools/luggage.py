@@ -42,6 +42,7 @@ class NodeOrders:
         gcs_address: of the head, HOST:PORT.
         environment: of everything on the host: how the object store is reached.
         notices: where they appear: "owner" (a file of the machine's owner) or "imds" (EC2).
+        rebalance_s: time to leave after EC2's rebalance recommendation; None: it is not heeded.
     """
 
     host: str
@@ -54,6 +55,7 @@ class NodeOrders:
     labels: Mapping[str, str]
     environment: Mapping[str, str]
     notices: str
+    rebalance_s: float | None = None
 
 
 def notice_key(host: str) -> str:
