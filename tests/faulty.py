@@ -48,7 +48,7 @@ class FaultyProxy:
             protocol_version = "HTTP/1.1"
 
             def handle_any(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                body = self.body()
                 fault = proxy.next_fault(self.command, self.path)
                 status, _, after = (fault or "").partition(" ")
                 if status in ("429", "503"):
@@ -75,6 +75,17 @@ class FaultyProxy:
                     data = data[:-1] + bytes([data[-1] ^ 1])
                 self.answer(code, headers, data, fault)
 
+            def body(self) -> bytes:
+                if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+                    return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                read = b""
+                while size := int(self.rfile.readline().split(b";")[0], 16):
+                    read += self.rfile.read(size)
+                    self.rfile.readline()
+                while self.rfile.readline().strip():  # trailers
+                    continue
+                return read
+
             do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = handle_any
 
             def forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
@@ -86,7 +97,10 @@ class FaultyProxy:
                         self.command, self.path, skip_host=True, skip_accept_encoding=True
                     )
                     for name, value in self.headers.items():
-                        link.putheader(name, value)
+                        if name.lower() != "transfer-encoding":
+                            link.putheader(name, value)
+                    if "Content-Length" not in self.headers and body:
+                        link.putheader("Content-Length", str(len(body)))
                     link.endheaders(body or None)
                     reply = link.getresponse()
                     return reply.status, reply.getheaders(), reply.read()

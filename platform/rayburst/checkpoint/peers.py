@@ -146,7 +146,7 @@ def _start_at(run: str, uri: str, chosen: Node, own: Node, idle_s: float) -> Any
         holder = _start(run, uri, chosen, idle_s)
         if chosen is own or _node_of(holder) == chosen.node_id:
             return holder
-        ray.kill(holder)  # Ray passed over the wish, which it may where no resource is asked for
+        ray.kill(holder)  # Ray passed over the wish
     return _start(run, uri, chosen, idle_s)
 
 
@@ -167,7 +167,8 @@ class _Kept(Holder):
 
 def _start(run: str, uri: str, node: Node, idle_s: float) -> Any:
     """A soft wish for the node: when it dies the holder must be able to live elsewhere."""
-    actor = ray.remote(num_cpus=0, max_restarts=-1)(_Kept)
+    # a byte, as an actor that asks for nothing is put on any node at random
+    actor = ray.remote(num_cpus=0, memory=1, max_restarts=-1)(_Kept)
     return actor.options(
         name=_name(run),
         namespace="rayburst",
