@@ -145,13 +145,17 @@ def _by_parts(site: Site, size: int, decision: Decision, state: JobMarketState) 
     """
     spare = state.time_left_s - state.work_left_s
     net_s, change_s = 2 * state.changeover_s + state.tick_s, changeover_s(site.ask)
+    markets, presses = runs_in(site), spare < net_s
+    if state.runs is Runs.SPOT or (presses and not markets & USUAL):
+        return NOTHING
     whole_s = whole_lasts_s(site, size)
     longer_s = REPAYS * max(change_s, whole_s or 0.0)
-    markets = runs_in(site)
     if whole_s is not None and not markets & USUAL and longest_s(site) < longer_s:
         return NOTHING
     some_s = REPAYS * change_s if markets and markets <= USUAL else longer_s
-    some = part(site, size, at_least_s=some_s, repays=REPAYS) if size > site.least else None
+    some = None
+    if size > site.least and not presses:
+        some = part(site, size, at_least_s=some_s, repays=REPAYS)
     if some is not None:
         share = some.wish.workers / size
         burnt = state.tick_s * (1 - share) + (0.0 if some.runs else change_s)
@@ -163,7 +167,7 @@ def _by_parts(site: Site, size: int, decision: Decision, state: JobMarketState) 
     if decision.action is Runs.IDLE and (some is None or spare - burnt >= net_s):
         return NOTHING
     least_s = longer_s if whole_s is not None else 0.0
-    wish = mixed(site, size, at_least_s=least_s, can_restart=spare >= net_s)
+    wish = mixed(site, size, at_least_s=least_s, can_restart=not presses)
     return wish.because(f"{decision.why}; {_beside(site, wish)}") if wish.workers else NOTHING
 
 
@@ -265,8 +269,9 @@ def _runs(site: Site, zones: list[ZoneNow], size: int) -> tuple[Runs, str | None
             continue
         if site.held_in(domain, _ON_DEMAND):
             return Runs.ON_DEMAND, None
-        is_whole = site.held_in(domain, ALL) >= site.whole(domain, size)
-        if is_whole and site.held_in(domain, _SPOT) and any(z.name == domain for z in zones):
+        if not site.is_whole(domain, site.held_in(domain, ALL), size):
+            continue
+        if site.held_in(domain, _SPOT) and any(z.name == domain for z in zones):
             return Runs.SPOT, domain
     return Runs.IDLE, None
 
@@ -306,7 +311,7 @@ def _zone(site: Site, domain: str, size: int) -> ZoneNow:
     rates = stock.view.spot
     return ZoneNow(
         name=domain,
-        up=has_spot and wish.workers >= site.whole(domain, size),
+        up=has_spot and site.is_whole(domain, wish.workers, size),
         age_s=rates.age_s if rates else 0.0,
         usd_per_hour=stock.price * math.ceil(size / fit),
         hazards=rates.hazards if rates else PRIOR,

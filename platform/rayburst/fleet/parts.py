@@ -72,7 +72,7 @@ def whole_lasts_s(site: Site, size: int) -> float | None:
     """
     for domain in _domains(site):
         there = site.fill(domain, size, USUAL)
-        if there.workers >= site.whole(domain, size):
+        if site.is_whole(domain, there.workers, size):
             return _lasts_s(site, there.pools)
     return None
 

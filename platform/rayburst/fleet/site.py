@@ -63,6 +63,7 @@ class Site:
         self.span_any = span_any if job.terms.span_any is None else job.terms.span_any
         self.fitting = supply.fitting(ask.resources, self.span_any)
         self.fits, self.domains = self.fitting.fits, self.fitting.domains
+        self._filled: dict[object, tuple[int, Wish]] = {}
 
     @property
     def holds(self) -> Mapping[str, Sequence[str]]:
@@ -87,8 +88,12 @@ class Site:
             if stock.view.market in markets
         )
 
-    def whole(self, domain: str, size: int) -> int:
-        """So many of the workers as owned and spot pools of a domain hold when none is closed."""
+    def is_whole(self, domain: str, workers: int, size: int) -> bool:
+        """Whether these are all the workers that owned and spot pools of a domain hold when none
+        is closed."""
+        return workers >= size or workers >= self._whole(domain, size)
+
+    def _whole(self, domain: str, size: int) -> int:
         most = 0
         for stock, fit in self.fitting.usable(domain, USUAL):
             there = len(stock.free) + stock.promised + max(stock.room, 0)
@@ -136,9 +141,13 @@ class Site:
 
     def fill(self, domain: str, workers: int, markets: frozenset[Market]) -> Wish:
         """Nodes of one domain for up to so many workers: those that it has, then by rank."""
-        if domain in self.lives_in():
-            return self._fill(domain, workers, markets)
-        return self._offer(domain, workers, markets)
+        if domain not in self.lives_in():
+            return self._offer(domain, workers, markets)
+        key, state = (domain, workers, markets), self.supply.state_of(domain)
+        known = self._filled.get(key)
+        if known is None or known[0] != state:
+            known = self._filled[key] = (state, self._fill(domain, workers, markets))
+        return known[1]
 
     def _offer(self, domain: str, workers: int, markets: frozenset[Market]) -> Wish:
         """What a domain has for a job that has nothing there: the same for all such jobs."""
