@@ -98,7 +98,7 @@ class Faults:
             time.sleep(3)
         elif what == "memory":  # until somebody ends this process
             held = []
-            while len(held) < 40:
+            while len(held) < 64:
                 held.append(b"x" * 2**27)
                 time.sleep(0.1)
             time.sleep(60)

@@ -502,8 +502,8 @@ def test_a_worker_that_was_ended_for_its_memory_is_a_loss(
 def test_a_worker_lost_while_its_group_starts_is_a_loss_and_a_defect_of_ours_is_not(
     decide: Callable[[Exception], Any],
 ) -> None:
-    lost = ControllerError(RayActorError(error_msg="node died"))
-    found = [decide(lost) for _ in range(4)]
+    causes = [RayActorError(error_msg="node died"), OutOfMemoryError("low on memory")] * 2
+    found = [decide(ControllerError(cause)) for cause in causes]
     assert found == [FailureDecision.RETRY] * 3 + [FailureDecision.RAISE]
     assert decide(ControllerError(KeyError("member"))) == FailureDecision.RAISE
 

@@ -27,6 +27,9 @@ from rayburst.train.losses import LossBudget, is_planned
 
 __all__ = ["LossPolicy"]
 
+_LOSSES = (RayActorError, OutOfMemoryError, RpcError, GetTimeoutError)
+"""Of a worker or of the head, while the controller starts or looks at its group."""
+
 
 class LossPolicy(DefaultFailurePolicy):  # type: ignore[misc]
     """Retries what a lost machine causes; what a training function raises ends the run.
@@ -43,7 +46,7 @@ class LossPolicy(DefaultFailurePolicy):  # type: ignore[misc]
         if isinstance(training_failed_error, ControllerError):
             failure = training_failed_error.controller_failure
             # stock ends the run when a node dies in the last moment of a start
-            is_lost = isinstance(failure, RayActorError | RpcError | GetTimeoutError)
+            is_lost = isinstance(failure, _LOSSES)
             if is_lost and self.budget.spend(time.monotonic()):
                 return FailureDecision.RETRY
         if not isinstance(training_failed_error, WorkerGroupError):
