@@ -17,6 +17,7 @@ from support import wait_for
 from rayburst.dev.cloud.box import why_not
 from rayburst.dev.cloud.cloud import Cloud, Instance
 from rayburst.dev.cloud.market import ANY
+from rayburst.fleet.pools.base import pool_of
 from rayburst.fleet.pools.ec2_instances import host_id
 
 pytestmark = [
@@ -141,3 +142,29 @@ def test_a_recommendation_to_rebalance_is_heeded(cluster: CloudCluster) -> None:
         assert gone["why"] == "given back: EC2 recommends to rebalance"
         cluster.release("moved")
         assert after.pop() in cluster.ended("moved")
+
+
+@pytest.mark.soak
+def test_a_host_that_never_joins_closes_its_pool_and_is_ended(cluster: CloudCluster) -> None:
+    cluster.cloud.boots_fail = 1
+    with cluster.explained():
+        cluster.work("never", 1, SPOT)
+        (first,) = wait_for(lambda: cluster.hosts() or None, what="a launch")
+        (host,) = cluster.joined("never", 1)
+        assert pool_of(host) != pool_of(first), "the pool is closed for a while"
+        gone = wait_for(lambda: cluster.event("gone", first), what="its end")
+        assert gone["why"] == f"it did not join within {JOIN_S} s"
+
+
+@pytest.mark.soak
+def test_the_autoscaler_is_killed_in_the_middle_of_a_launch(cluster: CloudCluster) -> None:
+    monitor = cluster.monitor()
+    assert monitor is not None
+    launched = cluster.on_next_launch(monitor.kill)
+    with cluster.explained():
+        cluster.work("killed", 1, SPOT)
+        (host,) = cluster.joined("killed", 1)
+        assert launched.is_set() and not monitor.is_running()
+        assert list(cluster.hosts()) == [host], "launched once, and found again"
+        cluster.release("killed")
+        cluster.ended("killed")
