@@ -50,7 +50,7 @@ def cluster_config(spec: FleetSpec, text: str) -> dict[str, Any]:
         "module": LAUNCHER,
         "disable_node_updaters": True,
         "disable_launch_config_check": True,
-        "fleet": _Block(text),
+        "fleet": text,
     }
     config["auth"] = {"ssh_user": head.user}
     if head.key is not None:
@@ -87,7 +87,9 @@ def head_of(spec: FleetSpec) -> HeadSshSpec:
 
 def cluster_yaml(spec: FleetSpec, text: str) -> str:
     """The same as YAML, the fleet file in it as it stands. Raises SpecError."""
-    return yaml.dump(cluster_config(spec, text), Dumper=_Dumper, sort_keys=False, width=100)
+    config = cluster_config(spec, text)
+    config["provider"]["fleet"] = _Block(text)
+    return yaml.dump(config, Dumper=_Dumper, sort_keys=False, width=100)
 
 
 class _Block(str):

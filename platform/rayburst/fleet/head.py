@@ -21,12 +21,20 @@ import shlex
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from rayburst.dev import embedded
-from rayburst.errors import FleetBrokenError, FleetNotFoundError, RayburstError, StoreError
+from rayburst.errors import (
+    FleetBrokenError,
+    FleetNotFoundError,
+    PoolError,
+    RayburstError,
+    StoreError,
+)
 from rayburst.fleet import processes
 from rayburst.fleet.cluster import PORTS, head_of
+from rayburst.fleet.events import IMPATIENT, EventLog, NodeEvent
 from rayburst.fleet.files import write_atomically
 from rayburst.fleet.layout import FleetDir, FleetState, ray_environment
 from rayburst.fleet.pools import open_pools
@@ -38,6 +46,7 @@ from rayburst.fleet.store import open_store
 from rayburst.fleet.submissions import forget_all, resubmit
 
 _AGENT_S = 90.0
+_LOST = "lost with its head"
 _SHIPPED = ("fleet.yaml", "token", "store.json")
 _PRIVATE = ("token", "store.json")
 
@@ -85,7 +94,10 @@ def prepare(fleet: FleetDir) -> None:
 
 
 def start(fleet: FleetDir) -> None:
-    """Start the agent and the bookkeeper under their supervisor. Raises StartError."""
+    """Start the agent and the bookkeeper under their supervisor. Raises StartError.
+
+    What an earlier head of the fleet left elsewhere is cleared: see `clear`.
+    """
     (fleet.path / embedded.HEAD_STARTED).touch()
     processes.spawn(
         [sys.executable, "-m", "rayburst.dev.supervisor", str(fleet.path)],
@@ -97,6 +109,33 @@ def start(fleet: FleetDir) -> None:
         log=fleet.logs / "supervisor.log",
     )
     embedded.wait_for_agent(fleet, timeout_s=_AGENT_S)
+    try:
+        for line in clear(fleet):
+            sys.stdout.write(f"{line}\n")
+    except (PoolError, StoreError) as error:  # the cluster is up all the same
+        sys.stderr.write(f"what an earlier head left could not be cleared: {error}\n")
+
+
+def clear(fleet: FleetDir) -> list[str]:
+    """Give back what only a lost head knew, and write down its end; what was done, in words.
+
+    Machines are found by their leases. Instances of EC2 are not lost: their tags are the record.
+    """
+    pools = open_pools(fleet)
+    ssh = [pool for pool in pools.values() if isinstance(pool, SshPool)]
+    done = [f"gave back {host}, which a lost head had" for pool in ssh for host in pool.reap()]
+    known = {host.id for pool in pools.values() for host in pool.hosts()}
+    log = EventLog(open_store(fleet, IMPATIENT), spool=fleet.spool)
+    open_ends: dict[str, NodeEvent] = {}
+    for event in log.read():
+        if event.kind == "gone":
+            open_ends.pop(event.node, None)
+        else:
+            open_ends[event.node] = event
+    for node in open_ends.keys() - known:
+        end = replace(open_ends[node], t=time.time(), kind="gone", why=_LOST, deadline=None)
+        log.append(end)
+    return done
 
 
 def hosts(fleet: FleetDir) -> list[dict[str, object]]:
@@ -135,26 +174,16 @@ def down(fleet: FleetDir) -> None:
 
 
 def recover(fleet: FleetDir) -> list[str]:
-    """Go on where a lost head stopped: what it did, in words.
-
-    Machines that it had leased are given back, instances of EC2 are found by their tags, and jobs
-    that had not ended are submitted again by the same ids.
-    """
+    """Submit again, by the same ids, the jobs of a lost head that had not ended; in words."""
     from ray.job_submission import JobSubmissionClient
 
     from rayburst.fleet._ray_hooks import Gcs
 
-    done = []
-    for pool in open_pools(fleet).values():
-        if isinstance(pool, SshPool):
-            done += [f"gave back {host}, which the lost head had" for host in pool.reap()]
-        else:
-            done += [f"found {host.id}" for host in pool.hosts() if host.lives]
     state = fleet.read_state()
     headers = {"Authorization": f"Bearer {fleet.token()}"}
     client = JobSubmissionClient(state.dashboard_url, headers=headers)
     jobs = resubmit(open_store(fleet), Gcs(state.gcs_address), client.submit_job)
-    return [*done, *(f"submitted {job} again" for job in jobs)]
+    return [f"submitted {job} again" for job in jobs]
 
 
 def main(verb: str, folder: str, *names: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 
 import psutil
 
@@ -28,15 +27,17 @@ class MonitorKeeper:
         self._fleet = fleet
         self._process: psutil.Process | None = None
         self._command: list[str] = []
+        self._environment: dict[str, str] = {}
 
     def keep(self) -> None:
         if self._process is not None and processes.alive(self._process):
             return
         if found := monitor_process(self._fleet):
             self._process, self._command = found, found.cmdline()
+            self._environment = found.environ()
         elif self._command:
             _LOG.warning("the autoscaler is dead; starting it again")
             started = processes.spawn(
-                self._command, env=os.environ, log=self._fleet.logs / "monitor-restarted.log"
+                self._command, env=self._environment, log=self._fleet.logs / "monitor-restarted.log"
             )
             self._process = psutil.Process(started.pid)

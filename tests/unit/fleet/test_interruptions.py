@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
@@ -10,7 +11,12 @@ import pytest
 
 from rayburst.dev.cloud.imds import ImdsServer
 from rayburst.fleet.files import write_atomically
-from rayburst.fleet.interruptions import ImdsNoticeSource, ProcessNoticeSource, Watcher
+from rayburst.fleet.interruptions import (
+    ImdsNoticeSource,
+    OwnerNoticeSource,
+    ProcessNoticeSource,
+    Watcher,
+)
 from rayburst.fleet.pools.base import Notice
 
 NOTICE = Notice(given_at=10.0, deadline=40.0, why="spot reclaim")
@@ -47,6 +53,18 @@ def test_a_nearer_deadline_is_drained_again_and_a_later_one_changes_nothing():
     assert seen == [40.0, 20.0]
     assert watcher.notice is not None
     assert watcher.notice.deadline == 20.0
+
+
+def test_an_owners_notice_counts_from_when_it_was_written(tmp_path):
+    file = tmp_path / "reclaim"
+    source = OwnerNoticeSource(file)
+    assert source.poll() is None
+    file.write_text("")
+    assert source.poll() is None, "it is still being written"
+    file.write_text("90\n")
+    os.utime(file, (0, 1_000.25))
+    expected = Notice(given_at=1_000.25, deadline=1_090.25, why="its owner wants it back")
+    assert source.poll() == expected
 
 
 @pytest.fixture

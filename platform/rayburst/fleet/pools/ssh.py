@@ -18,6 +18,7 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from rayburst.fleet.layout import FleetDir
 from rayburst.fleet.pools.base import Host, Notice, PoolSite, check_room
 from rayburst.fleet.pools.quarantine import Quarantine
 from rayburst.fleet.pools.records import HostRecords
-from rayburst.fleet.pools.ssh_care import SshCare, why_dead
+from rayburst.fleet.pools.ssh_care import AT_ONCE, SshCare, why_dead
 from rayburst.fleet.pools.ssh_host import Lease, Run, Seen, SshMachine
 from rayburst.fleet.pools.ssh_join import tell_in_background
 from rayburst.fleet.spec import HEAD, PoolSpec
@@ -132,16 +133,18 @@ class SshPool:
 
         Machines that give no answer are left: a launch that meets them does the same.
         """
-        ended = []
-        with self._one_at_a_time():
+        with self._one_at_a_time(), ThreadPoolExecutor(AT_ONCE) as workers:
             held = {host.address for host in self._records.hosts() if host.lives}
-            for machine in (m for at, m in self._machines.items() if at not in held):
-                with suppress(PoolUnreachableError):
-                    lease = machine.look().lease
-                    if lease and lease.fleet == self._site.fleet and lease.host != HEAD:
-                        machine.release(lease.host)
-                        ended.append(lease.host)
-        return ended
+            free = [machine for at, machine in self._machines.items() if at not in held]
+            return [host for host in workers.map(self._reap, free) if host]
+
+    def _reap(self, machine: SshMachine) -> str:
+        with suppress(PoolUnreachableError):
+            lease = machine.look().lease
+            if lease and lease.fleet == self._site.fleet and lease.host != HEAD:
+                machine.release(lease.host)
+                return lease.host
+        return ""
 
     def tag(self, host: str, tags: Mapping[str, str]) -> None:
         self._records.tag(host, tags)

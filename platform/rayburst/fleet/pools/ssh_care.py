@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 LOOK_S = 5.0
 MISSES = 3
 _LAUNCH_S = 60.0
-_AT_ONCE = 16
+AT_ONCE = 16
 _PATIENCE_S = 3.0
 
 
@@ -81,7 +81,7 @@ class SshCare:
             if not alone:
                 return
             hosts = self._records.hosts()
-            with ThreadPoolExecutor(_AT_ONCE) as pool:
+            with ThreadPoolExecutor(AT_ONCE) as pool:
                 list(pool.map(self._care_for, hosts))
             write_atomically(self._folder / "look.json", json.dumps({"at": self._clock()}))
 
