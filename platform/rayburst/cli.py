@@ -23,7 +23,7 @@ from rayburst.cost.advice_cli import hardware, tco
 from rayburst.cost.plan_cli import plan
 from rayburst.cost.prices_cli import app as prices_app
 from rayburst.dev.cloud.cloud_cli import app as cloud_app
-from rayburst.errors import RayburstError, SpecError
+from rayburst.errors import FleetExistsError, RayburstError, SpecError
 from rayburst.fleet.check_cli import check
 from rayburst.fleet.render_cli import render
 from rayburst.fleet.simulate_cli import simulate
@@ -145,6 +145,11 @@ def down(name: FleetName = None) -> None:
     from rayburst.sdk import find_fleet
 
     fleet = find_fleet(name)
+    if (fleet.path / "ship").is_dir():
+        raise FleetExistsError(
+            f"fleet {fleet.name!r} was made by `ray up`; end it from where that was called, with "
+            f"`ray down` and the same file"
+        )
     report = end(fleet)
     if not report.clean:
         raise RayburstError(f"fleet {fleet.name} left something behind: {', '.join(report.left)}")

@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 import yaml
 from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_NODE_STATUS
+from typer.testing import CliRunner
 
+from rayburst.cli import app
 from rayburst.errors import FleetExistsError, SpecError
 from rayburst.fleet.cluster import cluster_config, cluster_yaml
 from rayburst.fleet.launcher import ClusterLauncher
 from rayburst.fleet.spec import FleetSpec, default_path
+from rayburst.sdk import connect
 
 CONFIGS = Path(__file__).parents[3] / "cluster_configs"
 HEAD = {TAG_RAY_NODE_KIND: "head"}
@@ -158,3 +161,17 @@ def test_a_key_that_is_not_here_is_told_at_once(launch: Launch, tmp_path: Path) 
     (tmp_path / "key").unlink()
     with pytest.raises(SpecError, match="key of the fleet file is not on this machine"):
         launch()
+
+
+def test_where_ray_up_was_called_the_fleet_is_reached_through_rays_tunnel(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch()
+    monkeypatch.chdir(tmp_path)
+    platform = connect("lab")
+    assert platform.dashboard_url == "http://127.0.0.1:8265"
+    said = CliRunner().invoke(app, ["env", "lab"])
+    assert f"export RAY_AUTH_TOKEN_PATH={tmp_path}/user/.rayburst/lab/ship/token" in said.output
+    refused = CliRunner().invoke(app, ["down", "lab"])
+    assert isinstance(refused.exception, FleetExistsError)
+    assert "with `ray down`" in str(refused.exception)
