@@ -135,7 +135,7 @@ def test_what_kuberay_does_otherwise_is_said(tmp_path: Path) -> None:
         (["--to", "raycluster"], "--image"),
         (["--to", "rayjob", "--image", "a:1"], "--entrypoint"),
         (["--to", "rayservice", "--image", "a:1"], "--serve"),
-        (["--to", "helm"], "autoscaler, raycluster, rayjob, rayservice"),
+        (["--to", "helm"], "autoscaler, ray-up, raycluster, rayjob, rayservice"),
     ],
 )
 def test_what_a_rendering_needs_is_asked_for(tmp_path: Path, words: list[str], says: str) -> None:
