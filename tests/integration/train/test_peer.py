@@ -88,7 +88,7 @@ def test_a_snapshot_that_the_store_never_got_comes_back_from_a_peer_after_a_powe
     )
 
 
-@pytest.mark.soak  # on a busy machine the cut may come before the peer has more than the store
+@pytest.mark.soak  # failed once in two runs beside other work; the cause is not known
 def test_a_lost_piece_of_a_spread_model_comes_from_a_peer_and_the_processes_stay(
     nodes: Nodes,
     start: Callable[..., Job],
