@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -21,6 +22,9 @@ pytestmark = [
     pytest.mark.timeout(180),
     pytest.mark.skipif(why_not() is not None, reason=f"no box here: {why_not()}"),
 ]
+
+numbers = itertools.count(1)
+"""In names of hosts: a test that runs again finds the box with the hosts it started before."""
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +53,18 @@ def reaches(box: Box, host: str, address: str) -> bool:
 
 def test_hosts_of_both_networks_answer_ssh_and_reach_each_other(box: Box) -> None:
     before = links()
-    rack = box.start_host("rack-1", network="onprem")
-    spot = box.start_host("spot-1", network="cloud")
+    rack = box.start_host(f"rack-{next(numbers)}", network="onprem")
+    spot = box.start_host(f"spot-{next(numbers)}", network="cloud")
     assert rack.address.rpartition(".")[0] != spot.address.rpartition(".")[0]
     for host in (rack, spot):
         assert box.run(host.ssh("hostname")).stdout.strip() == host.name
-    assert reaches(box, "rack-1", spot.address)
-    assert reaches(box, "spot-1", rack.address)
+    assert reaches(box, rack.name, spot.address)
+    assert reaches(box, spot.name, rack.address)
     assert links() == before, "this machine's own network is untouched"
 
 
 def test_a_host_has_files_and_processes_of_its_own(box: Box) -> None:
-    first, second = (box.start_host(name, network="onprem") for name in ("own-1", "own-2"))
+    first, second = (box.start_host(f"own-{next(numbers)}", network="onprem") for _ in range(2))
     box.run(first.ssh("touch /tmp/mine ~/mine /dev/shm/mine"))
     seen = box.run(second.ssh("ls /tmp ~ /dev/shm; ls -d /proc/[0-9]* | wc -l")).stdout
     assert "mine" not in seen
@@ -69,34 +73,36 @@ def test_a_host_has_files_and_processes_of_its_own(box: Box) -> None:
 
 
 def test_the_same_python_runs_on_a_host(box: Box) -> None:
-    host = box.start_host("python-1", network="cloud")
+    host = box.start_host(f"python-{next(numbers)}", network="cloud")
     said = box.run(host.ssh("bash --login -c 'python -c \"import rayburst; print(1)\"'")).stdout
     assert said.strip() == "1"
 
 
 def test_a_power_cut_takes_every_process_at_once(box: Box) -> None:
-    host = box.start_host("cut-1", network="cloud")
+    name = f"cut-{next(numbers)}"
+    host = box.start_host(name, network="cloud")
     box.run(host.ssh("nohup sleep 4711 >/dev/null 2>&1 &"))
-    assert running("sleep", "4711"), "it runs before the cut"
-    box.cut_power("cut-1")
+    wait_for(lambda: running("sleep", "4711") or None, what="it to run before the cut")
+    box.cut_power(name)
     wait_for(lambda: not running("sleep", "4711") or None, what="its end")
     lost = subprocess.run(
         box.inside(host.ssh("true")), capture_output=True, text=True, timeout=60, check=False
     )
     assert lost.returncode == 255, lost.stderr
-    with pytest.raises(StartError, match="the box has no host 'cut-1'"):
-        box.cut_network("cut-1")
+    with pytest.raises(StartError, match=f"the box has no host '{name}'"):
+        box.cut_network(name)
 
 
 def test_a_network_cut_leaves_the_host_running_alone(box: Box) -> None:
-    near = box.start_host("near-1", network="onprem")
-    far = box.start_host("far-1", network="onprem")
-    box.cut_network("far-1")
-    assert not reaches(box, "near-1", far.address)
-    alone = subprocess.run(box.inside(["hostname"], host="far-1"), capture_output=True, text=True)
-    assert alone.stdout.strip() == "far-1", "it lives"
-    box.mend_network("far-1")
-    wait_for(lambda: reaches(box, "near-1", far.address) or None, what="the way to be back")
+    near, far = (
+        box.start_host(f"{name}-{next(numbers)}", network="onprem") for name in ("near", "far")
+    )
+    box.cut_network(far.name)
+    assert not reaches(box, near.name, far.address)
+    alone = subprocess.run(box.inside(["hostname"], host=far.name), capture_output=True, text=True)
+    assert alone.stdout.strip() == far.name, "it lives"
+    box.mend_network(far.name)
+    wait_for(lambda: reaches(box, near.name, far.address) or None, what="the way to be back")
     assert near.address != far.address
 
 
@@ -129,7 +135,7 @@ def test_nothing_is_left_when_the_starter_is_killed(tmp_path: Path) -> None:
     assert starter.stdout.readline().strip() == "up"
     found = processes.owned(folder)
     assert len(found) >= 4, "box and host run"
-    assert running("sleep", "4712")
+    wait_for(lambda: running("sleep", "4712") or None, what="the sleep to run")
     os.kill(starter.pid, signal.SIGKILL)
     starter.wait()
     starter.stdout.close()
