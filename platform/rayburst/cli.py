@@ -99,7 +99,10 @@ def up(
         int | None, typer.Option(help="Ray Serve's HTTP here instead of on a free port.")
     ] = None,
     recover: Annotated[
-        bool, typer.Option("--recover", help="Bring back a cluster of `ray up` that lost its head.")
+        bool,
+        typer.Option(
+            "--recover", help="Experimental: bring back a cluster of `ray up` that lost its head."
+        ),
     ] = False,
 ) -> None:
     """Start a fleet on this machine: object store, Ray head, autoscaler, process hosts.
@@ -108,6 +111,7 @@ def up(
 
     With `--recover` a cluster that `ray up` made and whose head is lost for good comes back on the
     machine that `head.ssh` of FILE names now; jobs that had not ended run again under their ids.
+    Its parts are tested, the loss of a head as a whole is not.
     """
     if recover:
         from rayburst.fleet.recover import recover as bring_back

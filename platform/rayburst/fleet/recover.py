@@ -2,10 +2,10 @@
 
     recover(Path("onprem.yaml"), say=print)
 
-The head is made on the machine that the fleet file names now, as `ray up` makes it. Then it gives
-back what the lost head had leased, finds what carries the fleet's tags, and submits again what the
-lost head's agent had journalled (`submissions`). Nodes of the lost head are replaced: Ray takes a
-node for a stranger once its head's memory is gone. Training goes on from its checkpoints.
+The head is made on the machine that the fleet file names now, as `ray up` makes it: with its start
+it gives back what the lost head had leased (`head.clear`). Then it submits again what the lost
+head's agent had journalled (`submissions`). Nodes of the lost head are replaced: Ray takes a node
+for a stranger once its head's memory is gone. Training goes on from its checkpoints.
 """
 
 from __future__ import annotations

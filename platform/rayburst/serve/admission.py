@@ -23,7 +23,9 @@ from dataclasses import dataclass
 
 from rayburst.serve.batcher import Ticket
 
-__all__ = ["Admission", "Load", "Refusal"]
+__all__ = ["EVERYBODY", "Admission", "Load", "Refusal"]
+
+EVERYBODY = "*"  # the name of what each tenant has that is not named
 
 _ACTIVE_S = 5.0  # a tenant counts for the shares so long after its last request
 _FREE_PART = 0.5  # of the room, which anybody may take
@@ -107,7 +109,7 @@ class Admission:
         return self._weight(tenant) / sum(self._weight(name) for name in active)
 
     def _weight(self, tenant: str) -> float:
-        return self._shares.get(tenant, self._shares.get("*", 1.0))
+        return self._shares.get(tenant, self._shares.get(EVERYBODY, 1.0))
 
     def _late(self, ticket: Ticket, now_s: float, load: Load) -> Refusal | None:
         left_s = ticket.deadline_s - now_s

@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from rayburst.errors import RequestError
+from rayburst.errors import RefusedError, RequestError
 from rayburst.serve.batcher import Ticket
 from rayburst.serve.codec import JSON
 from rayburst.serve.endpoint import Endpoint
@@ -117,7 +117,8 @@ async def _stream(endpoint: Endpoint, request: Request) -> Response:
     try:
         value = await endpoint.admit_stream(headers, body)
     except RequestError as error:
-        return _error(error.status, str(error), getattr(error, "retry_after_s", None))
+        retry_s = error.retry_after_s if isinstance(error, RefusedError) else None
+        return _error(error.status, str(error), retry_s)
     pieces = endpoint.model.stream(value)
     if not inspect.isasyncgen(pieces):
         pieces = iterate_in_threadpool(iter(pieces))

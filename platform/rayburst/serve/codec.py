@@ -290,8 +290,8 @@ def _array_schema(shape: tuple[int | None, ...], dtype: np.dtype[Any]) -> dict[s
     schema: dict[str, Any] = {"type": names[dtype.kind]}
     if dtype.kind in "iuf":
         info: Any = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
-        schema |= {"minimum": info.min.item() if dtype.kind == "f" else info.min}
-        schema |= {"maximum": info.max.item() if dtype.kind == "f" else info.max}
+        number = float if dtype.kind == "f" else int
+        schema |= {"minimum": number(info.min), "maximum": number(info.max)}
     for size in reversed(shape):
         bounds = {"minItems": 1} if size is None else {"minItems": size, "maxItems": size}
         schema = {"type": "array", "items": schema, **bounds}

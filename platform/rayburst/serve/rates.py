@@ -26,11 +26,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from rayburst.serve.admission import Refusal
+from rayburst.serve.admission import EVERYBODY, Refusal
 
-__all__ = ["EVERYBODY", "LEASE_S", "Desk", "Lease", "RateLimit", "Rates"]
+__all__ = ["LEASE_S", "Desk", "Lease", "RateLimit", "Rates"]
 
-EVERYBODY = "*"  # the name of the limit of each tenant that has none of its own
 LEASE_S = 0.25  # a block is what the rate gives in this time, and is kept as long
 _PATIENCE_S = 2.0  # for the actor's answer
 _MANY = 10_000  # buckets; full ones beyond it are forgotten

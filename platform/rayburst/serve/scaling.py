@@ -16,6 +16,7 @@ wanted, and Serve goes down to `least`.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 from rayburst.serve.costs import CostCurve
@@ -31,12 +32,12 @@ class Demand:
 
     def __init__(self, *, slo_s: float, max_batch: int, slots: int) -> None:
         self._slo_s, self._max_batch, self._slots = slo_s, max_batch, slots
-        self._work_s = 0.0
+        self._asked: Counter[CostCurve] = Counter()  # a request pays for a count, no more
         self._since_s: float | None = None
 
     def asked(self, curve: CostCurve) -> None:
         """Counts a request of the kind of `curve`."""
-        self._work_s += self.work_s(curve)
+        self._asked[curve] += 1
 
     def work_s(self, curve: CostCurve) -> float:
         """Seconds of a replica that one request of this kind takes."""
@@ -48,9 +49,10 @@ class Demand:
     def rate(self, now_s: float) -> float:
         """Seconds of a replica that were asked for in each second since the last call."""
         passed_s = math.inf if self._since_s is None else now_s - self._since_s
-        rate = self._work_s / passed_s if passed_s > 0 else 0.0
-        self._work_s, self._since_s = 0.0, now_s
-        return rate
+        work_s = sum(count * self.work_s(curve) for curve, count in self._asked.items())
+        self._asked.clear()
+        self._since_s = now_s
+        return work_s / passed_s if passed_s > 0 else 0.0
 
 
 def replicas_wanted(context: Any) -> tuple[float, dict[str, Any]]:

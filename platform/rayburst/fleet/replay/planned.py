@@ -66,14 +66,15 @@ def play_planned(
     """Play every job to its end by the planner's plans.
 
     Args:
-        every_tick: plan also where nothing changed that the planner looks at.
         traces: zones on one clock; a job may use any of them, one at a time.
         nodes: workers of a job. It does with fewer, at that share of its speed and price.
+        every_tick: plan also where nothing changed that the planner looks at.
     """
     lanes = Lanes(jobs, rules)
     zones = [t.name for t in traces]
-    replay = Replay(zones, nodes=nodes, rules=rules, prior=prior, policy=policy)
-    replay.every_tick = every_tick
+    replay = Replay(
+        zones, nodes=nodes, rules=rules, prior=prior, policy=policy, every_tick=every_tick
+    )
     count = np.stack([t.count for t in traces], axis=1)
     known = (count != UNKNOWN).all(axis=1)
     fleets = [
@@ -101,11 +102,12 @@ class Replay:
         rules: Rules,
         prior: Hazards,
         policy: DeadlinePolicy | None = None,
+        every_tick: bool = False,
     ) -> None:
         self.zones, self.nodes, self.rules = list(zones), nodes, rules
         self.policy = policy or DeadlinePolicy()
         self.outlook = Outlook(zones, prior=prior)
-        self.every_tick = False
+        self.every_tick = every_tick
         self.now_s = 0.0
         self.hosts: dict[str, int] = {}
         """Zone -> hosts that it has now."""
