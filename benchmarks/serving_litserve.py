@@ -1,6 +1,7 @@
-"""LitServe for the serving benchmark: `python serving_litserve.py PORT`; WAIT_MS sets its wait."""
+"""LitServe for the serving benchmark: `python serving_litserve.py PORT`; WAIT_MS sets its wait.
 
-from __future__ import annotations
+LitServe reads the annotation of `decode_request`'s first parameter, so it must be no string.
+"""
 
 import os
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import litserve as ls
+from fastapi import Request
 
 sys.path.insert(0, str(Path(__file__).parent))
 import serving_model
@@ -20,7 +22,7 @@ class Api(ls.LitAPI):
         """Once in its worker."""
         self.model = serving_model.load()
 
-    def decode_request(self, request: Any, **more: Any) -> Any:
+    def decode_request(self, request: Request, **more: Any) -> Any:
         """A body that is JSON already."""
         return request
 
