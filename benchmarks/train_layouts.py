@@ -1,11 +1,12 @@
-"""Layouts beside plain torch on two processes: throughput, the pipeline's bubble, memory kept.
+"""Layouts beside plain torch on 2 and 4 processes: throughput, a pipeline's bubble, memory kept.
 
     make bench-train_layouts                # about ten minutes on two idle cores
     python benchmarks/train_layouts.py --rounds 3 --steps 2
     python benchmarks/train_layouts.py --only tensor=2 bubble       # the rest stays as it was
 
 Each row runs a layout of rayburst.train.parallel and torch's own form of it, written as a torchrun
-script would be, in the same two processes, turn by turn. Prints one table and writes
+script would be, in the same processes, turn by turn: two, or four where two dimensions are
+combined, which are more than many machines have cores for. Prints one table and writes
 benchmarks/out/train_layouts.json: every round, the medians, the ratio plain / rayburst in seconds a
 step (1 is equal, above is faster). The targets are 0.95 for that and 0.6 for what bfloat16 keeps of
 float32's activations.
@@ -30,7 +31,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.distributed.tensor import Replicate
@@ -97,17 +98,25 @@ def plain_data() -> Step:
     return learn(model, ROWS // 2, clips=True)
 
 
+def shard(model: GPT, mesh: DeviceMesh) -> None:
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+
+
 def plain_shard() -> Step:
     model = fresh()
-    for block in model.blocks:
-        fully_shard(block)
-    fully_shard(model, reshard_after_forward=False)
+    shard(model, init_device_mesh("cpu", (2,)))
     return learn(model, ROWS // 2, clips=True)
 
 
-def plain_tensor() -> Step:
-    """torch's clip_grad_norm_ refuses plain and distributed parameters together: it is left out."""
-    model, mesh = fresh(), init_device_mesh("cpu", (2,))
+def plain_hybrid() -> Step:
+    model = fresh()
+    shard(model, init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "shard")))
+    return learn(model, ROWS // 4, clips=True)
+
+
+def split(model: GPT, mesh: DeviceMesh) -> None:
     for block in model.blocks:
         plan = {"attention.heads": ColwiseParallel(), "attention.proj": RowwiseParallel()}
         plan |= {"mlp.0": ColwiseParallel(), "mlp.2": RowwiseParallel()}
@@ -116,7 +125,22 @@ def plain_tensor() -> Step:
     ends |= {"head": ColwiseParallel(output_layouts=Replicate())}
     parallelize_module(model, mesh, ends)
     model.head.weight = model.token_embedding.weight
+
+
+def plain_tensor() -> Step:
+    """torch's clip_grad_norm_ refuses plain and distributed parameters together: it is left out."""
+    model = fresh()
+    split(model, init_device_mesh("cpu", (2,)))
     return learn(model, ROWS, clips=False)
+
+
+def plain_tensor_shard() -> Step:
+    """Without clipping, as above: its parameters lie on two meshes."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("shard", "tensor"))
+    model = fresh()
+    split(model, mesh["tensor"])
+    shard(model, mesh["shard"])
+    return learn(model, ROWS // 2, clips=False)
 
 
 class Half(nn.Module):
@@ -140,13 +164,27 @@ class Half(nn.Module):
         return x if self.rank == 0 else self.head(self.norm(x))
 
 
-def plain_pipeline(parts: int = ROWS // PART) -> Step:
+def plain_pipeline() -> Step:
     """1F1B by hand; it leaves out that the output layer's weight is the embedding's, and clips."""
-    rank = dist.get_rank()
-    half = Half(fresh(), rank)
-    optimizer = adamw(list(half.parameters()))
-    schedule = Schedule1F1B(PipelineStage(half, rank, 2, torch.device("cpu")), parts, GPT.loss)
-    inputs, targets = batch(PART * parts)
+    return by_hand(init_device_mesh("cpu", (2, 1), mesh_dim_names=("pipeline", "data")))
+
+
+def plain_pipeline_data() -> Step:
+    """The same, its stages in DDP, which torch's pipelines know."""
+    return by_hand(init_device_mesh("cpu", (2, 2), mesh_dim_names=("pipeline", "data")))
+
+
+def by_hand(mesh: DeviceMesh) -> Step:
+    rank, copies = mesh["pipeline"].get_local_rank(), mesh["data"].size()
+    runs: nn.Module = Half(fresh(), rank)
+    optimizer = adamw(list(runs.parameters()))
+    if copies > 1:
+        group = mesh["data"].get_group()
+        runs = DistributedDataParallel(runs, process_group=group, gradient_as_bucket_view=True)
+    group = mesh["pipeline"].get_group()
+    stage = PipelineStage(runs, rank, 2, torch.device("cpu"), group=group)
+    schedule = Schedule1F1B(stage, ROWS // PART // copies, GPT.loss)
+    inputs, targets = batch(ROWS // copies)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -164,10 +202,18 @@ PAIRS: dict[str, tuple[Callable[[], Step], Callable[[], Step]]] = {
     "shard=2": (lambda: ours(Layout(shard=2)), plain_shard),
     "tensor=2": (lambda: ours(Layout(tensor=2)), plain_tensor),
     "pipeline=2": (lambda: ours(Layout(pipeline=2), PART), plain_pipeline),
+    "data=2,shard=2": (lambda: ours(Layout(data=2, shard=2)), plain_hybrid),
+    "shard=2,tensor=2": (lambda: ours(Layout(shard=2, tensor=2)), plain_tensor_shard),
+    "data=2,pipeline=2": (lambda: ours(Layout(data=2, pipeline=2), PART), plain_pipeline_data),
 }
 
 
 PARTS = (*PAIRS, "bubble", "memory")
+
+
+def world_of(part: str) -> int:
+    """How many processes a part of the benchmark takes."""
+    return Layout.parse(part).world if part in PAIRS else 2
 
 
 def timed(step: Step, steps: int) -> float:
@@ -193,6 +239,8 @@ def throughput(names: list[str], rounds: int, steps: int) -> list[dict[str, Any]
                 runs[who].append(timed(both[who], steps))
         ratio = median(p / o for p, o in zip(runs["plain"], runs["rayburst"], strict=True))
         rows.append({"layout": name, "seconds_a_step": runs, "ratio": ratio})
+        if dist.get_rank() == 0:
+            print(f"{time.strftime('%T')} {name}: {ratio:.3f}", file=sys.stderr, flush=True)
     return rows
 
 
@@ -242,11 +290,12 @@ def kept() -> dict[str, Any]:
 def rank_main(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    pairs = [name for name in PAIRS if name in args.only]
+    only = [part for part in args.only if world_of(part) == dist.get_world_size()]
+    pairs = [name for name in PAIRS if name in only]
     found: dict[str, Any] = {"throughput": throughput(pairs, args.rounds, args.steps)}
-    if "memory" in args.only:
+    if "memory" in only:
         found["memory"] = kept()
-    if "bubble" in args.only:
+    if "bubble" in only:
         found["bubble"] = bubble(max(3, args.rounds // 2), args.steps)
     if dist.get_rank() == 0:
         args.out.write_text(json.dumps(found))
@@ -256,16 +305,16 @@ def rank_main(args: argparse.Namespace) -> None:
     os._exit(0)
 
 
-def on_two(args: argparse.Namespace) -> dict[str, Any]:
-    """Run this script as two ranks, as torchrun would."""
+def on_ranks(args: argparse.Namespace, world: int) -> dict[str, Any]:
+    """Run this script as `world` ranks, as torchrun would."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    env["OMP_NUM_THREADS"] = "1"
+    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    env |= {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world)}
     ranks = [
         subprocess.Popen([sys.executable, *sys.argv, "--rank"], env={**env, "RANK": str(rank)})
-        for rank in range(2)
+        for rank in range(world)
     ]
     try:
         codes = [rank.wait(timeout=3000) for rank in ranks]
@@ -279,10 +328,10 @@ def on_two(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(found: dict[str, Any]) -> None:
-    print(f"{'layout':<12}{'rayburst ms':>12}{'plain ms':>10}{'ratio':>8}")
+    print(f"{'layout':<18}{'rayburst ms':>12}{'plain ms':>10}{'ratio':>8}")
     for row in found["throughput"]:
         mine, plain = (1000 * median(row["seconds_a_step"][w]) for w in ("rayburst", "plain"))
-        print(f"{row['layout']:<12}{mine:>12.1f}{plain:>10.1f}{row['ratio']:>8.3f}")
+        print(f"{row['layout']:<18}{mine:>12.1f}{plain:>10.1f}{row['ratio']:>8.3f}")
     if "bubble" in found:
         print("\nparts   bubble measured   theory")
         for m, share in found["bubble"]["measured"].items():
@@ -308,7 +357,10 @@ def main() -> None:
     if args.rank:
         rank_main(args)
     before = json.loads(args.out.read_text()) if args.out.exists() else {}
-    found = on_two(args)
+    found: dict[str, Any] = {"throughput": []}
+    for world in sorted({world_of(part) for part in args.only}):
+        here = on_ranks(args, world)
+        found |= here | {"throughput": found["throughput"] + here["throughput"]}
     if set(args.only) != set(PARTS):
         rows = {row["layout"]: row for row in before.get("throughput", ())}
         rows |= {row["layout"]: row for row in found["throughput"]}
