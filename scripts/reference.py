@@ -20,6 +20,8 @@ PAGES = {
     "rayburst.sdk": ("connect", "Platform"),
     "rayburst.job": ("Job",),
     "rayburst.training_run": ("TrainingRun",),
+    "rayburst.models.registry": ("ModelRegistry",),
+    "rayburst.models.manifest": ("ModelVersion", "Variant", "Measured"),
     "rayburst.train.run": ("start_run", "RunOptions", "Run"),
     "rayburst.train.trainer": ("ElasticTrainer", "Workers", "ElasticOptions"),
     "rayburst.cost.statement": ("Statement", "CostRow"),

@@ -29,6 +29,7 @@ from rayburst.fleet.render_cli import render
 from rayburst.fleet.simulate_cli import simulate
 from rayburst.fleet.top_cli import top
 from rayburst.fleet.watch_cli import watch
+from rayburst.models.models_cli import app as models_app
 from rayburst.serve.keys_cli import app as keys_app
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ app.add_typer(dev_app, name="dev")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(prices_app, name="prices")
 app.add_typer(keys_app, name="keys")
+app.add_typer(models_app, name="models")
 app.command()(simulate)
 app.command()(hardware)
 app.command()(tco)

@@ -32,6 +32,11 @@ RayburstError
 │   ├── CheckpointDamagedError   an object is missing, cut short or holds other bytes
 │   ├── CheckpointExistsError    another writer committed this step first
 │   └── CheckpointAbandonedError a save was given up before its commit; says why
+├── VersionError            a model version cannot be made, or not be used
+│   ├── VersionNotFoundError  no model, version, alias or variant of this name
+│   ├── VersionDamagedError   an object of a version is missing or holds other bytes
+│   └── VersionConflictError  somebody else moved the alias meanwhile
+├── VariantError            a variant cannot be made here, or none keeps what is asked
 ├── LayoutError             a model cannot be laid out over devices like this; says what would fit
 ├── PeerLostError           a group of workers broke: a peer is gone or is leaving
 ├── DataError               training or request data that cannot be used
@@ -198,6 +203,26 @@ class CheckpointExistsError(CheckpointError):
 
 class CheckpointAbandonedError(CheckpointError):
     """A save was given up before its commit. Earlier checkpoints stand."""
+
+
+class VersionError(RayburstError):
+    """A model version cannot be made, or cannot be used."""
+
+
+class VersionNotFoundError(VersionError):
+    """There is no model, version, alias or variant of this name."""
+
+
+class VersionDamagedError(VersionError):
+    """An object of a model version is missing, cut short, or holds other bytes than published."""
+
+
+class VersionConflictError(VersionError):
+    """Somebody else moved an alias meanwhile; their move stands."""
+
+
+class VariantError(RayburstError):
+    """A variant of a model cannot be made here, or none keeps what is asked of it."""
 
 
 class LayoutError(RayburstError):

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
     from rayburst.checkpoint.store import ObjectStore
     from rayburst.cost.forecast import Forecast
+    from rayburst.models.registry import ModelRegistry
     from rayburst.report.fleet_page import FleetStory
     from rayburst.serve.deploy import DeployStatus
 
@@ -391,6 +392,13 @@ class Platform:
         return store_environment(fleet, fleet.read_state())
 
     # serving
+
+    @property
+    def models(self) -> ModelRegistry:
+        """Model versions on the fleet's store: `p.models.publish("first@300", name="gpt")`."""
+        from rayburst.models.registry import ModelRegistry
+
+        return ModelRegistry(self.store())
 
     def deploy(
         self,

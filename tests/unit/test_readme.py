@@ -36,6 +36,7 @@ from rayburst.fleet.events import NodeEvent
 from rayburst.fleet.spec import FleetSpec
 from rayburst.fleet.status import FleetStatus, NodeStatus
 from rayburst.job import Job
+from rayburst.models import ModelRegistry, ModelVersion
 from rayburst.report.fleet_page import FleetStory
 from rayburst.report.run_page import RunStory
 from rayburst.sdk import Platform
@@ -61,6 +62,8 @@ KNOWN: dict[str, Any] = {
     "entry": Entry,
     "market": MarketUsage,
     "store": ObjectStore,
+    "models": ModelRegistry,
+    "version": ModelVersion,
     "error": Exception,
 }
 SHELL = {"cd", "curl", "export", "git", "kubectl", "pip", "source", "tar"}

@@ -89,6 +89,12 @@ COMMANDS = {
     "keys rotate": ["--help", "--overlap", "--store", "key"],
     "logs": ["--fleet", "--follow", "--help", "-f", "what"],
     "market": ["--fleet", "--help", "--hosts", "--notice", "pool"],
+    "models ls": ["--help", "--store", "name"],
+    "models promote": ["--alias", "--help", "--store", "--why", "ref"],
+    "models publish": ["--help", "--name", "--store", "--variant", "run"],
+    "models rollback": ["--alias", "--help", "--store", "--why", "name"],
+    "models show": ["--help", "--store", "ref"],
+    "models verify": ["--help", "--store", "ref"],
     "plan": [
         "--budget",
         "--changeover",

@@ -23,7 +23,7 @@ from rayburst.train.sources import Source
 from rayburst.train.text import Bytes, order0_bits_per_byte, sources_key, text_of
 from rayburst.train.token_cache import TokenStream, read_about, write_tokens
 
-__all__ = ["Corpus", "keep_text", "open_corpus"]
+__all__ = ["Corpus", "held_out", "keep_text", "open_corpus"]
 
 FOLDER = "tokens"
 _VALIDATION = "validation.bin"
@@ -75,14 +75,30 @@ def open_corpus(folder: ObjectStore, *, block_size: int, seed: int) -> Corpus:
     store = folder.child(FOLDER)
     samples = TokenStream(store, block_size, seed=seed)
     about: dict[str, Any] = read_about(store) or {}
+    return Corpus(
+        samples=samples,
+        validation=_proven(store, about),
+        order0_bits_per_byte=about["order0_bits_per_byte"],
+    )
+
+
+def held_out(folder: ObjectStore) -> tuple[Bytes, dict[str, Any]] | None:
+    """The held-out text of a run and the words of its tokens; None where the run kept no text.
+
+    Of the words, `text` is the digest of all its text and `validation` that of what is held out.
+    """
+    store = folder.child(FOLDER)
+    about = read_about(store)
+    if about is None or "validation" not in about:
+        return None
+    return _proven(store, about), about
+
+
+def _proven(store: ObjectStore, about: dict[str, Any]) -> Bytes:
     body = store.get(_VALIDATION)
     if xxhash.xxh3_128_hexdigest(body) != about.get("validation"):
         raise DataError(f"{store.uri}/{_VALIDATION} holds other bytes than were written")
-    return Corpus(
-        samples=samples,
-        validation=np.frombuffer(body, dtype=np.uint8),
-        order0_bits_per_byte=about["order0_bits_per_byte"],
-    )
+    return np.frombuffer(body, dtype=np.uint8)
 
 
 def _pieces(data: Bytes) -> Iterator[bytes]:

@@ -21,7 +21,14 @@ from rayburst.errors import CheckpointDamagedError, CheckpointError
 from rayburst.train.gpt import GPT, GPTConfig
 from rayburst.train.keeper import FOLDER
 
-__all__ = ["address", "load_model", "newest_address", "newest_manifest"]
+__all__ = [
+    "address",
+    "load_checkpoint",
+    "load_model",
+    "newest_address",
+    "newest_manifest",
+    "run_and_step",
+]
 
 _TIED = "head.weight"  # the token embedding's
 _STEP = re.compile(r"(?P<run>.+)@(?P<step>\d+)")
@@ -57,16 +64,28 @@ def load_model(uri: str) -> tuple[GPT, dict[str, Any]]:
     CheckpointError when there is no whole checkpoint there, or one of another kind of model;
     StoreError when the store cannot be reached.
     """
+    run_uri, step = run_and_step(uri)
+    run = ObjectStore.open(run_uri)
+    model, manifest = load_checkpoint(run, step)
+    return model, _meta(run.uri, manifest)
+
+
+def run_and_step(uri: str) -> tuple[str, int | None]:
+    """The folder of the run that an address names, and the step, if it names one."""
     match = _STEP.fullmatch(uri)
     run_uri = (match["run"] if match else uri).rstrip("/").removesuffix(f"/{FOLDER}")
-    run = ObjectStore.open(run_uri)
+    return run_uri, int(match["step"]) if match else None
+
+
+def load_checkpoint(run: ObjectStore, step: int | None = None) -> tuple[GPT, Manifest]:
+    """The model of a step of the run in this folder, or of its newest whole checkpoint."""
     store = run.child(FOLDER)
-    if match:
-        manifest = read_manifest(store, int(match["step"]))
-        return _load(store, manifest), _meta(run.uri, manifest)
+    if step is not None:
+        manifest = read_manifest(store, step)
+        return _load(store, manifest), manifest
     for manifest in whole_manifests(store, lambda step, error: None):
         try:
-            return _load(store, manifest), _meta(run.uri, manifest)
+            return _load(store, manifest), manifest
         except CheckpointDamagedError:
             continue  # the one before it may be whole
     raise CheckpointError(

@@ -19,7 +19,7 @@ from rayburst.checkpoint.exchange import INDEX, SHARD_BYTES
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import CheckpointError
 
-__all__ = ["load_weights", "put_tensors", "read_tensors", "write_weights"]
+__all__ = ["load_weights", "parts", "put_tensors", "read_tensors", "write_weights"]
 
 _SUFFIX = ".safetensors"
 
@@ -82,22 +82,23 @@ def put_tensors(
     """As NAME.safetensors, or as numbered files of `shard_bytes` with their index."""
     from safetensors.torch import save
 
-    parts = list(_parts(tensors, shard_bytes))
+    files = list(parts(tensors, shard_bytes))
     places: dict[str, str] = {}
-    for number, part in enumerate(parts, start=1):
+    for number, part in enumerate(files, start=1):
         file = f"{name}{_SUFFIX}"
-        if len(parts) > 1:
-            file = f"{name}-{number:05d}-of-{len(parts):05d}{_SUFFIX}"
+        if len(files) > 1:
+            file = f"{name}-{number:05d}-of-{len(files):05d}{_SUFFIX}"
         plain = {key: tensors[key].detach().cpu().contiguous() for key in part}
         store.put(file, save(plain, metadata={"format": "pt"}))
         places |= dict.fromkeys(part, file)
-    if len(parts) > 1:
+    if len(files) > 1:
         total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": places}
         store.put(INDEX, json.dumps(index, indent=1, sort_keys=True).encode())
 
 
-def _parts(tensors: Mapping[str, Tensor], shard_bytes: int) -> Iterator[list[str]]:
+def parts(tensors: Mapping[str, Tensor], shard_bytes: int) -> Iterator[list[str]]:
+    """Names in runs of about `shard_bytes`, at least one to a run."""
     part: list[str] = []
     filled = 0
     for name, tensor in tensors.items():
