@@ -47,5 +47,7 @@ def batched(*, access_log: bool) -> Any:
 
 def rayburst_app(max_batch: int) -> Any:
     """The rayburst application. The promise is wide, so that nothing is refused at saturation."""
-    served = rb.serve.model(slo_ms=5_000, max_batch=max_batch, replicas={"cpus": 0.1})
+    served = rb.serve.model(
+        slo_ms=5_000, max_batch=max_batch, max_waiting=1024, replicas={"cpus": 0.1}
+    )
     return served(type(f"Model{max_batch}", (Model,), {})).bind()

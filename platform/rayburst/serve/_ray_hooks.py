@@ -7,7 +7,9 @@ local folders for jobs but none for Serve applications. And Serve starts a repli
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,7 @@ from ray.serve import context as serve_context
 from ray.serve._private import constants, tracing_utils
 from ray.serve._private import replica as serve_replica
 from ray.serve._private.common import RequestProtocol
+from ray.serve._private.request_ingress_metrics import RequestIngressMetrics
 from ray.serve.exceptions import RayServeException
 
 
@@ -42,7 +45,8 @@ class ReplicaServer:
     """What a lane needs to know of the replica that is about to serve HTTP.
 
     `count(+1 | -1)` moves Serve's number of ongoing requests, by which it scales and drains.
-    `record(path, status, seconds)` feeds Serve's metrics, `log` (with a request id) its access log.
+    `record(path, status, seconds)` feeds Serve's metrics: all that failed, all counts, and of what
+    succeeded some 200 latencies a second. `log` (with a request id) is for its access log.
     """
 
     prefix: str
@@ -102,28 +106,11 @@ def teach_own_server(protocol_of: Callable[[ReplicaServer], type | None]) -> Non
 def _replica_server(replica: Any, http_options: Any) -> ReplicaServer:
     """`replica` is Serve's own object behind a replica: the ASGI app is a method of it."""
     metrics = replica._metrics_manager
+    books = _Books(metrics, replica._deployment_id)
     logger = logging.getLogger("ray.serve")
 
     def count(change: int) -> None:
         metrics._num_ongoing_requests += change
-
-    def record(path: str, status: int, took_s: float) -> None:
-        # The two calls that Serve's own request path makes for each request when it ends.
-        failed = "RequestFailed" if status >= 500 else None
-        metrics.record_request_metrics(
-            route=path, latency_ms=1000 * took_s, is_error=failed is not None, exception_type=failed
-        )
-        if metrics._should_emit_request_ingress_metrics(RequestProtocol.HTTP):
-            metrics.record_ingress_request_metrics(
-                protocol=RequestProtocol.HTTP,
-                method="POST",
-                route=path,
-                app_name=replica._deployment_id.app_name,
-                deployment_name=replica._deployment_id.name,
-                latency_ms=1000 * took_s,
-                is_error=status >= 400,
-                status_code=str(status),
-            )
 
     def log(path: str, status: int, took_s: float, request_id: str) -> None:
         extra = {**replica._access_log_context, "route": path, "request_id": request_id}
@@ -137,6 +124,71 @@ def _replica_server(replica: Any, http_options: Any) -> ReplicaServer:
         request_timeout_s=http_options.request_timeout_s,
         has_middlewares=bool(http_options.middlewares),
         count=count,
-        record=record,
+        record=books.record,
         log=log,
     )
+
+
+class _Books:
+    """Serve's metrics of one replica, fed by the lane.
+
+    What Serve does for one request costs more than the rest of the lane: a call into Ray's metrics
+    for each latency. So of requests that succeeded one in `_stride` is told whole, and the others
+    are counted and told together.
+    """
+
+    _EVERY_S = 0.5
+    _WHOLE = 100  # in that time
+
+    def __init__(self, metrics: Any, deployment: Any) -> None:
+        self._metrics, self._deployment = metrics, deployment
+        self._counted: Counter[str] = Counter()  # of no more than their path is known
+        self._seen, self._stride = 0, 1
+        self._is_due = False
+
+    def record(self, path: str, status: int, took_s: float) -> None:
+        """Tells Serve of one response, now or with others a moment later."""
+        if status < 400:
+            self._seen += 1
+            if not self._is_due:
+                self._is_due = True
+                asyncio.get_running_loop().call_later(self._EVERY_S, self._tell)
+            if self._seen % self._stride:
+                self._counted[path] += 1
+                return
+        # The two calls that Serve's own request path makes for each request when it ends.
+        failed = "RequestFailed" if status >= 500 else None
+        self._metrics.record_request_metrics(
+            route=path, latency_ms=1000 * took_s, is_error=failed is not None, exception_type=failed
+        )
+        if self._is_ingress:
+            self._metrics.record_ingress_request_metrics(
+                protocol=RequestProtocol.HTTP,
+                deployment_name=self._deployment.name,
+                latency_ms=1000 * took_s,
+                is_error=status >= 400,
+                **self._request(path, str(status)),
+            )
+
+    def _tell(self) -> None:
+        self._is_due = False
+        self._stride = max(1, self._seen // self._WHOLE)
+        self._seen = 0
+        for path, count in self._counted.items():
+            self._metrics._request_counter.inc(count, tags={"route": path})
+            if self._is_ingress:
+                asked = self._request(path, "200")
+                tags = RequestIngressMetrics.request_tags(
+                    application=asked.pop("app_name"), **asked
+                )
+                ingress = self._metrics._ingress_metrics[RequestProtocol.HTTP]
+                ingress.request_counter.inc(count, tags=tags)
+        self._counted.clear()
+
+    @property
+    def _is_ingress(self) -> bool:
+        return bool(self._metrics._should_emit_request_ingress_metrics(RequestProtocol.HTTP))
+
+    def _request(self, path: str, status: str) -> dict[str, str]:
+        name = self._deployment.app_name
+        return {"route": path, "method": "POST", "app_name": name, "status_code": status}

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rayburst.serve.batcher import Ticket
 
@@ -31,8 +32,7 @@ _ACTIVE_S = 5.0  # a tenant counts for the shares so long after its last request
 _FREE_PART = 0.5  # of the room, which anybody may take
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """What a replica has to do.
 
     `forecast_s`: until this request would be answered. `room`: requests that fit between now

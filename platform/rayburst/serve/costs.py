@@ -37,6 +37,7 @@ class CostCurve:
         self._bends: dict[int, float] = {}
         self._deviation_s = 0.0
         self._largest = 0
+        self._means: dict[int, float] = {}  # asked for with every request, changed by a batch
 
     @property
     def largest(self) -> int:
@@ -59,10 +60,14 @@ class CostCurve:
         bend, straight_s = self._bends.get(_knot(n), 1.0), self._straight(n)
         if straight_s > 0:
             self._bends[_knot(n)] = bend + _GAIN * (took_s / straight_s - bend)
+        self._means.clear()
 
     def mean(self, n: int) -> float:
         """Expected seconds for `n` requests; 0 while nothing was seen."""
-        return self._straight(n) * self._bends.get(_knot(n), 1.0)
+        mean_s = self._means.get(n)
+        if mean_s is None:
+            mean_s = self._means[n] = self._straight(n) * self._bends.get(_knot(n), 1.0)
+        return mean_s
 
     def upper(self, n: int) -> float:
         """Seconds that `n` requests will hardly exceed."""

@@ -35,6 +35,7 @@ class Head:
     dashboard_url: str
     token: str
     serve_port: int
+    metrics_url: str
     env: dict[str, str]
     node_env: dict[str, str]
 
@@ -105,7 +106,7 @@ def haproxy_env(own: int) -> dict[str, str]:
 def started_head(folder: Path, store_uri: str, more: dict[str, str]) -> Iterator[Head]:
     """A head with `more` in its environment; ended with everything it started."""
     tmp = tempfile.mkdtemp(prefix="rb-", dir="/tmp")  # sockets need a short path
-    gcs, dashboard, agent, client, serve = processes.free_ports(5)
+    gcs, dashboard, agent, client, serve, metrics = processes.free_ports(6)
     token = folder / "token"
     token.write_text("a-token-of-the-tests-0123456789abcdef")
     auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
@@ -124,6 +125,7 @@ def started_head(folder: Path, store_uri: str, more: dict[str, str]) -> Iterator
     command = [
         str(BIN / "ray"), "start", "--head", f"--node-ip-address={ADDRESS}", f"--port={gcs}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--metrics-export-port={metrics}",
         f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
         "--num-cpus=2", "--num-gpus=0", "--min-worker-port=0", "--max-worker-port=0",
         "--object-store-memory=100000000", f"--temp-dir={tmp}", "--disable-usage-stats",
@@ -137,6 +139,7 @@ def started_head(folder: Path, store_uri: str, more: dict[str, str]) -> Iterator
             dashboard_url=f"http://127.0.0.1:{dashboard}",
             token=token.read_text(),
             serve_port=serve,
+            metrics_url=f"http://{ADDRESS}:{metrics}/metrics",
             env={
                 **clean,
                 **auth,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import requests
+from prometheus_client.parser import text_string_to_metric_families
 from support import wait_for
 
 from rayburst.serve.deploy import delete, deploy
@@ -37,6 +38,19 @@ def replicas(head: Head, name: str = "scaler") -> dict[int, str]:
     (deployment,) = head.details()["applications"][name]["deployments"].values()
     known = [replica for replica in deployment["replicas"] if "pid" in replica]  # not just wished
     return {replica["pid"]: replica["state"] for replica in known}
+
+
+def metric(head: Head, name: str, application: str) -> float:
+    """What Ray's metrics say of the fast path of an application, over its replicas."""
+    families = text_string_to_metric_families(requests.get(head.metrics_url, timeout=30).text)
+    return sum(
+        sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == name
+        and sample.labels.get("application") == application
+        and sample.labels.get("route") == f"/{application}/predict"
+    )
 
 
 def is_fast(answer: requests.Response) -> bool:
@@ -132,6 +146,19 @@ def test_a_model_is_deployed_and_answers_on_the_fast_lane_and_by_serves_own(
     assert stream.text.startswith("data: 1.0\n\ndata: 2.0\n\n")
     paths = requests.get(f"{url}/openapi.json", timeout=30).json()["paths"]
     assert set(paths) == {"/predict", "/stream", "/healthz", "/metrics"}
+
+
+def test_serves_own_metrics_count_all_and_time_some(fast_head: Head) -> None:
+    url = put(fast_head, "counted")
+    with Load(url, clients=4) as load:
+        load.more(2000)
+    answered = sum(client.seen["200"] for client in load.clients)
+    counted = "ray_serve_deployment_request_counter_total"
+    timed = "ray_serve_deployment_processing_latency_ms_count"
+    all_counted = lambda: metric(fast_head, counted, "counted") == answered or None  # noqa: E731
+    wait_for(all_counted, what=f"Serve to count {answered} requests", timeout_s=60)
+    assert 0 < metric(fast_head, timed, "counted") < answered
+    delete(fast_head.dashboard_url, fast_head.token, name="counted")
 
 
 def test_another_deployment_asks_a_model_by_handle(fast_head: Head) -> None:
