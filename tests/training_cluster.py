@@ -79,6 +79,13 @@ class _Cluster:
         client = GcsClient(address=self.address())
         client.internal_kv_put(key.encode(), value, True, NAMESPACE)
 
+    def published(self, key: str) -> bytes | None:
+        from ray._raylet import GcsClient
+
+        client = GcsClient(address=self.address())
+        found: bytes | None = client.internal_kv_get(key.encode(), NAMESPACE)
+        return found
+
     def kill(self, node_id: str) -> None:
         node = self._nodes.pop(node_id)
         raylet = node.all_processes["raylet"][0].process
@@ -146,6 +153,11 @@ class Nodes:
     def publish(self, key: str, value: bytes) -> None:
         """What a planner tells its jobs, in the head's key-value store."""
         self._call("publish", key, value)
+
+    def published(self, key: str) -> bytes | None:
+        """What a job tells its planner there."""
+        found: bytes | None = self._call("published", key)
+        return found
 
     def kill(self, node_id: str) -> None:
         """A power cut: every process of the node is gone when this returns."""

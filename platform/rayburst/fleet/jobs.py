@@ -234,6 +234,13 @@ def changeover_s(ask: Ask) -> float:
     return CHANGEOVER_S if ask.changeover_s is None else ask.changeover_s
 
 
+def resize_s(ask: Ask) -> float:
+    """What a change of some of its hosts costs a job that runs, in seconds: a rebuilding in place,
+    or that all save and start again.
+    """
+    return changeover_s(ask) + (ask.checkpoint_s or 0.0) if ask.stop_s is None else ask.stop_s
+
+
 def owed_s(ask: Ask, now: float) -> float:
     """What of a changeover a job has still before it; all of it while nothing runs."""
     if not ask.hosts:

@@ -26,6 +26,7 @@ from rayburst.fleet.jobs import (
     MarketPolicy,
     changeover_s,
     owed_s,
+    resize_s,
     wanted_workers,
     work_left_s,
 )
@@ -76,9 +77,9 @@ def _telling_its_pools(site: Site, wish: Wish) -> Wish:
 
 
 def _size(site: Site) -> int:
-    """The workers to aim at: another size than it has only where that repays the restart.
+    """The workers to aim at: another size than it has only where that repays the change.
 
-    Larger must take more time off the work left than a restart costs, once the hosts are there (as
+    Larger must take more time off the work left than the change costs, once the hosts are there (as
     the trainer decides, `resizing.py`); smaller must save node-seconds.
     """
     wanted, has = wanted_workers(site.job, site.supply.view.now), site.workers
@@ -87,12 +88,12 @@ def _size(site: Site) -> int:
     then, now = work_left_s(site.ask, wanted), work_left_s(site.ask, has)
     if site.job.terms.deadline is not None or has < site.least or then is None or now is None:
         return wanted
-    restart_s = changeover_s(site.ask) + (site.ask.checkpoint_s or 0.0)
+    stop_s = resize_s(site.ask)
     if wanted > has:
         waited_s = site.supply.slowest_start_s
-        pays = (now - waited_s) * (1 - then / now) > restart_s if now > 0 else False
+        pays = (now - waited_s) * (1 - then / now) > stop_s if now > 0 else False
     else:
-        pays = has * now - wanted * then > REPAYS * wanted * restart_s
+        pays = has * now - wanted * then > REPAYS * wanted * stop_s
     return wanted if pays else min(has, site.ask.most)
 
 

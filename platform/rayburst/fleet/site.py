@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from rayburst.fleet.jobs import ALL, USUAL, JobView, changeover_s
+from rayburst.fleet.jobs import ALL, USUAL, JobView, resize_s
 from rayburst.fleet.spec import Market
 from rayburst.fleet.split import Offer, split
 from rayburst.fleet.spread import FEW
@@ -151,7 +151,7 @@ class Site:
 
     def _offer(self, domain: str, workers: int, markets: frozenset[Market]) -> Wish:
         """What a domain has for a job that has nothing there: the same for all such jobs."""
-        key = (self.fitting, domain, workers, markets, self.least, self.ask.changeover_s)
+        key = (self.fitting, domain, workers, markets, self.least, resize_s(self.ask))
         state = self.supply.state_of(domain)
         offer = self.supply.offers.get(key)
         if offer is None or offer[0] != state:
@@ -202,7 +202,7 @@ class Site:
             for (stock, _), room in zip(alike, most, strict=True)
         ]
         rest = max(self.least - (got - held * fit), 0)  # of the least, beside its other hosts
-        return split(offers, hosts, least=math.ceil(rest / fit), change_s=changeover_s(self.ask))
+        return split(offers, hosts, least=math.ceil(rest / fit), change_s=resize_s(self.ask))
 
     def best(self, workers: int, markets: frozenset[Market]) -> Wish:
         """Where it lives, if there is room; else the domain that holds most, the cheapest first.

@@ -4,9 +4,9 @@
     # {"spot-a": 6, "spot-b": 4}
 
 Each loss takes less of a gang that lies in several pools, but there are more of them, and at each
-the rest of the gang starts again. So the cheapest pool, the two cheapest, and so on are compared by
+the rest of the gang stands still. So the cheapest pool, the two cheapest, and so on are compared by
 what they cost with risk (`spread.py`, of the gang's own hosts) and restarts: a pool that lasts L
-seconds makes the rest pay two changeovers (without it, and with its replacement) every L seconds. A
+seconds makes the rest pay two changes (without it, and with its replacement) every L seconds. A
 gang whose rest could not run stays together.
 """
 
@@ -37,7 +37,7 @@ def split(offers: Sequence[Offer], hosts: int, *, least: int, change_s: float) -
     Args:
         offers: by rank, spot pools that differ in price and risk only.
         least: hosts with which the gang still runs.
-        change_s: a changeover of the gang.
+        change_s: what a change of some of its hosts costs the gang.
     """
     able = sorted((one for one in offers if one.most), key=lambda one: not one.has)
     fewest = max(sum(one.has > 0 for one in able), 1)  # what it has is not given up to be spread

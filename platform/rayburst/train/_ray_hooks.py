@@ -431,10 +431,15 @@ class DrainAwarePolicy(ElasticScalingPolicy):  # type: ignore[misc]
                 speeds=measured.speeds,
                 changeover_s=measured.changeover_s,
                 checkpoint_s=measured.checkpoint_s,
+                stop_s=self._stop_s(),
             )
         )
         leaving = used & self._granted.outside(hosts) - set(draining_nodes())
         return leaving
+
+    def _stop_s(self) -> float | None:
+        """How long a change of members in place stops the group; None where it restarts."""
+        return None
 
 
 def fleet_hosts(nodes: list[dict[str, Any]]) -> dict[str, str]:

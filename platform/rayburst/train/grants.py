@@ -61,6 +61,8 @@ class Ask:
         speeds: steps a second by number of workers, as measured.
         changeover_s: from the start of a group of workers to its first step, as measured last.
         checkpoint_s: how long training stood still for the last checkpoint.
+        stop_s: how long training stands still while members leave and join, as measured last, where
+            the group is rebuilt in place; None where each change is a restart.
     """
 
     t: float
@@ -74,6 +76,7 @@ class Ask:
     speeds: Mapping[int, float] = field(default_factory=dict)
     changeover_s: float | None = None
     checkpoint_s: float | None = None
+    stop_s: float | None = None
 
     def to_json(self) -> bytes:
         """For the key-value store."""
@@ -152,6 +155,7 @@ class Measured:
         self.speeds: dict[int, float] = {}
         self.changeover_s: float | None = None
         self.checkpoint_s: float | None = None
+        self.stop_s: float | None = None
         self._started_s: float | None = None
 
     @property
@@ -173,6 +177,8 @@ class Measured:
             return
         self.steps_left = max(0, progress.steps - progress.step)
         self.checkpoint_s = progress.checkpoint_s or self.checkpoint_s
+        if progress.stopped_s is not None:
+            self.stop_s = progress.stopped_s
         if progress.eta_s:
             self.speeds[progress.world] = self.steps_left / progress.eta_s
         if self._started_s is not None and progress.since > self._started_s:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import wait_for
 from training_cluster import Job, Nodes, Run
 from training_ranks import Case, Phase, play, weights_of
 
-from rayburst.train.grants import PLANNER_KEY, Grant, grant_key
+from rayburst.train.grants import PLANNER_KEY, Ask, Grant, ask_key, grant_key
+from rayburst.train.inplace.roster import InPlaceOptions
 
 pytestmark = pytest.mark.timeout(600)
 JOB = str(Path(__file__).resolve().parents[2] / "in_place_job.py")
@@ -106,6 +108,14 @@ def test_a_grant_shrinks_moves_ends_and_comes_again(
     departed = run.wait("depart")[0]
     assert (departed["host"], departed["reason"]) == (b, f"{b} is to be taken away")
     assert is_free(b), "the group has let go of its place there"
+
+    def measured() -> Ask | None:
+        """What the job tells its planner, once the change is measured."""
+        ask = Ask.from_json(nodes.published(ask_key("granted")) or b"")
+        return ask if ask.stop_s not in (None, InPlaceOptions().rebuild_s) else None
+
+    ask = wait_for(measured, what="the change in the job's ask", timeout_s=60)
+    assert ask.stop_s < ask.changeover_s, "a change in place is not priced as a restart"
 
     grant(a, c)
     joined = run.wait("start", world=2, at_least=3)[-1]

@@ -146,5 +146,16 @@ def test_a_size_that_saves_less_than_the_restart_is_not_taken():
     assert wish(elastic(4, left_s=60 * 3 * REPAYS + 1, speeds=flat)).workers == 3
 
 
+def test_a_group_that_is_rebuilt_in_place_pays_for_a_change_what_the_last_one_took():
+    def in_place(there: Site) -> Site:
+        ask = replace(there.ask, stop_s=1.0)
+        return Site(replace(there.job, ask=ask), ask, there.supply, span_any=True)
+
+    grows = elastic(3, left_s=330, speeds={3: 3.0})
+    assert (wish(grows).workers, wish(in_place(grows)).workers) == (3, 4)
+    shrinks = elastic(4, left_s=60 * 3 * REPAYS - 1, speeds={3: 1.0, 4: 1.0})
+    assert (wish(shrinks).workers, wish(in_place(shrinks)).workers) == (4, 3)
+
+
 def wish(there: Site):
     return wish_for(there, DeadlinePolicy(), left_usd=None)

@@ -34,6 +34,7 @@ def test_what_is_published_is_what_is_read():
         speeds={2: 3.5},
         changeover_s=9.0,
         checkpoint_s=0.5,
+        stop_s=0.9,
     )
     assert Ask.from_json(ask.to_json()) == ask
     grant = Grant(hosts=("rack-1",), pools={"rack": 2}, why="one is on its way")
@@ -70,6 +71,18 @@ def test_speeds_are_kept_by_size_and_a_changeover_runs_from_start_to_first_step(
     measured.hear(grown.to_json())
     assert measured.speeds == {2: 2.0, 4: 3.0}
     assert (measured.changeover_s, measured.checkpoint_s) == (7.0, 0.3)
+
+
+def test_a_change_in_place_is_no_changeover():
+    measured = Measured()
+    measured.started(100.0)
+    measured.hear(RUNNING.to_json())
+    assert measured.stop_s is None
+    rebuilt = replace(RUNNING, since=150.0, world=3, stopped_s=0.7)
+    measured.hear(rebuilt.to_json())
+    measured.started(200.0)  # a restart after all: what it will take is not what a rebuild took
+    measured.hear(replace(RUNNING, since=209.0).to_json())
+    assert (measured.changeover_s, measured.stop_s) == (9.0, 0.7)
 
 
 def test_progress_that_cannot_be_read_changes_nothing():

@@ -59,6 +59,14 @@ class InPlacePolicy(hooks.DrainAwarePolicy):
                 _logger.warning("growth cannot be looked at at the moment: %s", error)
         return hooks.NoopDecision()
 
+    def _stop_s(self) -> float | None:
+        """As measured, or what is taken for it before."""
+        group = self.groups.current
+        if group is None or not group.is_formed:
+            return None
+        measured_s = self._granted.measured.stop_s
+        return self._rebuild_s if measured_s is None else measured_s
+
     def _look_after(self, group: InPlaceWorkerGroup, worker_group_state: Any) -> None:
         self._give_back = group.let_go
         self._has_run, self._starts_in_a_row = True, 0
