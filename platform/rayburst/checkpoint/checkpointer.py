@@ -109,6 +109,7 @@ class SaveHandle:
     blocked_s: float
     superseded_step: int | None = None
     progress: Progress
+    only_peer: bool = False
     _future: Future[Saved] | None = None
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -165,12 +166,14 @@ class Checkpointer:
         config: Any = None,
         metrics: Mapping[str, float] | None = None,
         when_busy: WhenBusy | None = None,
+        only_peer: bool = False,
     ) -> SaveHandle:
         """Copy the state to host memory and return; the rest happens in the background.
 
         `state` is a nested dict of tensors, DTensors and small values. `data` (position), `rng`
         (this rank's random state), `config` and `metrics` are JSON and bound into the manifest;
-        rank 0's are taken, but for `rng`, which every rank gives for itself.
+        rank 0's are taken, but for `rng`, which every rank gives for itself. `only_peer`: the store
+        gets nothing, and what becomes of it is a snapshot in the peer's memory, no checkpoint.
         """
         begun = self.options.monotonic()
         outcome, superseded = self._make_way(when_busy or self.options.when_busy)
@@ -187,6 +190,7 @@ class Checkpointer:
             blocked_s=0.0,
             superseded_step=superseded,
             progress=progress,
+            only_peer=only_peer,
         )
         words = {"data": data, "config": config, "metrics": dict(metrics or {})}
         handle._future = self._thread.submit(self._run, handle, snapshot, words, rng)
@@ -232,16 +236,18 @@ class Checkpointer:
             reached=o.reached,
             cancelled=handle._cancelled,
             staged=self._buffer,
+            is_held=handle.only_peer,
         )
         written = write_checkpoint(
-            self.store,
+            self.store.only_peer() if handle.only_peer else self.store,
             snapshot,
             settings,
             handle.progress,
             self._group,
             self._cache,
         )
-        self._remember(written)
+        if not handle.only_peer:  # nothing on the store may build on what is not there
+            self._remember(written)
         return Saved(
             uri=self.store.uri,
             step=handle.step,

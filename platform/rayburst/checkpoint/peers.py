@@ -287,6 +287,9 @@ class PeerStore(ObjectStore):
         except (RayError, GetTimeoutError) as error:
             raise StoreError(f"{self.uri}: the peer did not take the checkpoint: {error}") from None
 
+    def only_peer(self) -> ObjectStore:
+        return _PeerOnly.over(self, self._peer, timeout_s=self._timeout_s)
+
     def held(self) -> tuple[str, bytes] | None:
         found: tuple[str, bytes] | None = _answer(self._peer.whole, timeout_s=self._timeout_s)
         return found
@@ -331,6 +334,23 @@ class PeerStore(ObjectStore):
         if data is None:
             self._peer_is_faster = False
         return None if data is None else memoryview(data)
+
+
+class _PeerOnly(PeerStore):
+    """What is put goes to the peer and is there when the call returns. Reads are as ever."""
+
+    def announce(self, key: str, data: Buffers) -> None:
+        """`put` tells the peer."""
+
+    def put(self, key: str, data: Buffers, *, if_absent: bool = False) -> Tag:
+        whole = b"".join([data] if isinstance(data, bytes | memoryview) else data)
+        method = self._peer.take if step_of(key) is None else self._peer.offer
+        try:
+            ray.get(method.remote(key, whole), timeout=self._timeout_s)
+        except (RayError, GetTimeoutError) as error:
+            kind = type(error).__name__
+            raise StoreError(f"{self.uri}/{key}: the peer did not take it: {kind}") from None
+        return Tag(None)
 
 
 def _answer(method: Any, *args: Any, timeout_s: float) -> Any:

@@ -42,7 +42,7 @@ from rayburst.errors import (
     StoreError,
 )
 
-__all__ = ["LEASE_S", "SaveSession", "Ticket"]
+__all__ = ["LEASE_S", "HeldSession", "SaveSession", "Ticket"]
 
 LEASE_S = 900.0
 _log = logging.getLogger(__name__)
@@ -203,6 +203,23 @@ class SaveSession:
             self._store.delete(lease_key(self.ticket.save))
         except StoreError as error:
             _log.warning("a lease stays until it is dead: %s", error)
+
+
+class HeldSession(SaveSession):
+    """Of a save that is for a peer's memory alone: the store knows nothing of it.
+
+    What it builds on is not asked for: the peer has it, or fetches it.
+    """
+
+    def begin(self, parent: Manifest | None) -> bool:
+        return True
+
+    def commit(self, manifest: Manifest, data: bytes) -> Manifest:
+        self._store.put(manifest_key(manifest.step), data)
+        return replace(manifest, sha256=sealed(data[-SEAL_BYTES:]) or "", stored_bytes=len(data))
+
+    def release(self) -> None:
+        """There is no lease."""
 
 
 def hint(store: ObjectStore, step: int) -> None:

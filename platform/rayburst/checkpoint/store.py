@@ -294,6 +294,12 @@ class ObjectStore:
     def announce(self, key: str, data: Buffers) -> None:
         """Say what is about to be put under `key`, for a peer's memory; nothing without a peer."""
 
+    def only_peer(self) -> ObjectStore:
+        """The peer's memory alone, to save to. StoreError without a peer."""
+        raise StoreError(
+            f"{self.uri}: no peer holds snapshots of it; see rayburst.checkpoint.peers"
+        )
+
     def held(self) -> tuple[str, bytes] | None:
         """Key and bytes of the manifest that a peer holds whole; None without a peer."""
         return None

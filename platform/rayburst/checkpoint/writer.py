@@ -29,7 +29,7 @@ from rayburst.checkpoint.manifest import Manifest, Parent
 from rayburst.checkpoint.packs import ChunkIndex, PackWriter
 from rayburst.checkpoint.progress import Progress
 from rayburst.checkpoint.protocol import Reached, SaveStep, ignore_step, manifest_key
-from rayburst.checkpoint.session import SaveSession, Ticket
+from rayburst.checkpoint.session import HeldSession, SaveSession, Ticket
 from rayburst.checkpoint.staging import HostBuffer
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import (
@@ -64,6 +64,7 @@ class SaveSettings:
     cancelled: threading.Event = field(default_factory=threading.Event)
     rng: Any = None
     staged: HostBuffer | None = None  # where the bytes lie; without it, where the planner says
+    is_held: bool = False  # for a peer's memory alone
 
     def __post_init__(self) -> None:
         if not 0 <= self.step < 10**12:
@@ -114,7 +115,8 @@ class CheckpointWriter(StorageWriter):
             parent = Parent(step=s.parent.step, save=s.parent.save)
         sha256 = None if s.parent is None else s.parent.sha256
         ticket = Ticket(save=s.save, step=s.step, parent=parent, parent_sha256=sha256)
-        self._session = SaveSession(self._store, ticket, reached=s.reached)
+        session = HeldSession if s.is_held else SaveSession
+        self._session = session(self._store, ticket, reached=s.reached)
         if not self._session.begin(s.parent):
             ticket = replace(ticket, parent_sha256=self._rebase(self._session, ticket))
         return ticket
@@ -193,6 +195,8 @@ class CheckpointWriter(StorageWriter):
             return {}
         if s.known is not None and s.known[0] == ticket.parent_sha256:
             return s.known[1]
+        if s.is_held:
+            return {}
         parent = read_manifest(self._store, ticket.parent.step)
         if parent.sha256 != ticket.parent_sha256 or parent.digest != s.digest:
             return {}

@@ -113,7 +113,7 @@ def blocked_on_checkpoints(run_log: Sequence[Event]) -> dict[int, list[Interval]
     """By rank, when training stood still for a checkpoint."""
     held: dict[int, list[Interval]] = defaultdict(list)
     for record in run_log:
-        if record["kind"] == "checkpoint":
+        if record["kind"] in ("checkpoint", "snapshot"):
             start = ms(record["t"] - (record.get("blocked_s") or 0.0))
             held[record["rank"]].append((start, ms(record["t"])))
     return held

@@ -109,7 +109,7 @@ def _layers(
     blocked = [
         (ms(r["t"] - (r.get("blocked_s") or 0.0)), ms(r["t"]))
         for r in records
-        if r["kind"] == "checkpoint" and r["rank"] == tenure.rank
+        if r["kind"] in ("checkpoint", "snapshot") and r["rank"] == tenure.rank
     ]
     return {
         "lost": [(s.start_ms, s.end_ms) for s in steps if s.redone],

@@ -196,12 +196,7 @@ class Keeper:
         metrics: Mapping[str, float],
         began_s: float,
     ) -> None:
-        if self._peer is not None:
-            self._checkpoints.store = self._peer.ready(
-                self._checkpoints.store,
-                places=self._where.rank == 0,
-                needs_bytes=state_bytes(state),
-            )
+        self._meet_peer(state)
         self._pending = self._checkpoints.async_save(
             state, step=step, metrics=metrics, when_busy="wait", **about
         )
@@ -211,6 +206,22 @@ class Keeper:
         self._blocked.append(blocked_s)
         has_peer = self._peer is not None and self._peer.is_found
         self._log.write("checkpoint", step=step, blocked_s=blocked_s, peer=has_peer)
+
+    def _meet_peer(self, state: Mapping[str, Any]) -> None:
+        """Save to a peer too, as soon as it is found."""
+        if self._peer is not None:
+            self._checkpoints.store = self._peer.ready(
+                self._checkpoints.store,
+                places=self._where.rank == 0,
+                needs_bytes=state_bytes(state),
+            )
+
+    def snapshots(self, state: Mapping[str, Any], *, step: int, **words: Any) -> bool:
+        """Whether what is due is no checkpoint but a snapshot for a peer; then it is taken.
+
+        Every rank, before a `save` that was wanted. Words as for `save`.
+        """
+        return False
 
     def poll(self) -> None:
         """Note a save that has ended meanwhile. Cheap, and no other rank is needed."""

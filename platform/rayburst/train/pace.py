@@ -15,6 +15,9 @@ worker-seconds), with one interruption in `PRIOR_S` as the prior: the posterior 
 rate under a Gamma prior. Each pool has a rate of its own, and a group is interrupted as often as
 all its workers together.
 
+**Snapshots** of a spread model, in a peer's memory alone, are taken as often as may be: one at a
+time, and so seldom that training stands still for them for at most `SNAPSHOT_SHARE` of its time.
+
 **Resize.** More workers shorten what is left; the change costs its stop on every worker. It pays
 when the gain over the time that the new size is expected to last exceeds that cost.
 """
@@ -25,11 +28,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["PRIOR_S", "Pace", "Stay", "checkpoint_pace", "mean_between_s", "resize_gain_s"]
+__all__ = [
+    "PRIOR_S",
+    "SNAPSHOT_SHARE",
+    "Pace",
+    "Stay",
+    "checkpoint_pace",
+    "mean_between_s",
+    "resize_gain_s",
+    "snapshot_interval_s",
+]
 
 PRIOR_S = 4 * 3600.0
 """Before anything is known of a worker: one interruption in four hours; a busy spot market."""
 LEAST_INTERVAL_S = 1.0
+SNAPSHOT_SHARE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +72,15 @@ def checkpoint_pace(*, blocked_s: float, durable_s: float, between_s: float) -> 
         between_s=between_s,
         is_bound_by_store=durable_s > best_s,
     )
+
+
+def snapshot_interval_s(*, blocked_s: float, whole_s: float) -> float:
+    """Seconds from one snapshot to the next. `blocked_s`: how long training stands still for one;
+    `whole_s`: until the peer has it whole. ValueError for numbers below 0.
+    """
+    if blocked_s < 0 or whole_s < 0:
+        raise ValueError(f"blocked_s={blocked_s}, whole_s={whole_s}: give times of 0 or more")
+    return max(whole_s, blocked_s / SNAPSHOT_SHARE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -428,9 +428,10 @@ class Run:
         if verdict.leave:
             self._leave(course, self._where.membership.reason)
         elif verdict.checkpoint and not verdict.change:
-            began_s = self._clock()
-            self._standing.metrics = dict(self._measure(False))
-            self._keeper.save(**self._saving(course, began_s))
+            saving = self._saving(course, self._clock())
+            if not self._keeper.snapshots(**saving):
+                saving["metrics"] = self._standing.metrics = dict(self._measure(False))
+                self._keeper.save(**saving)
         elif verdict.change and self._given().spread is not None:
             self._keeper.save(**self._saving(course, self._clock()), wait=True)
 

@@ -22,7 +22,7 @@ from rayburst.checkpoint.checkpointer import Checkpointer
 
 pytestmark = pytest.mark.timeout(400)
 IN_PLACE = str(Path(__file__).resolve().parents[2] / "in_place_job.py")
-EPOCHS = 40
+SPREAD_EPOCHS = 100
 
 # The workers' environment is that of their node, but for what the job says.
 PROXIED = """
@@ -88,34 +88,19 @@ def test_a_snapshot_that_the_store_never_got_comes_back_from_a_peer_after_a_powe
     )
 
 
-@pytest.mark.soak  # failed once in two runs beside other work; the cause is not known
 def test_a_lost_piece_of_a_spread_model_comes_from_a_peer_and_the_processes_stay(
-    nodes: Nodes,
-    start: Callable[..., Job],
-    s3_server: Any,
-    proxy: FaultyProxy,
-    tmp_path: Path,
+    nodes: Nodes, start: Callable[..., Job], tmp_path: Path
 ) -> None:
     nodes.ensure(3)
-    storage = f"{s3_server.uri}/{tmp_path.name}"
-    config = {"storage": storage, "folder": str(tmp_path), "epochs": EPOCHS, "spread": True}
-    config |= {"least": 1, "most": 3, "checkpoint_every_s": 0.5}
-    config |= {"env": ["RAY_ADDRESS", "AWS_ENDPOINT_URL"]}
-    env = {**s3_server.env, "AWS_ENDPOINT_URL": proxy.endpoint}
-    job = start(IN_PLACE, json.dumps(config), **env)
-    run = Run(f"{storage}/r", job)
-    for rank in range(3):
-        run.wait("checkpoint", rank=rank, peer=True)
-    run.wait("committed", at_least=len(run.records("committed")) + 1)
-
-    proxy.plan = refuse_commits
-    wait_for(lambda: proxy.fired["503"] >= 2 or None, what="a commit that fails", timeout_s=60)
+    config = {"storage": str(tmp_path), "epochs": SPREAD_EPOCHS, "spread": True}
+    config |= {"least": 1, "most": 3, "checkpoint_every_s": 3600}
+    job = start(IN_PLACE, json.dumps(config))
+    run = Run(f"{tmp_path}/r", job)
+    taken = [run.wait("snapshot", rank=rank, at_least=3) for rank in range(3)]
     nodes.kill(run.wait("start", rank=1, world=3)[0]["node"])
-    held = run.wait("from-peer", at_least=2)[0]["step"]
-    committed = newest_step(run.folder.child("checkpoints"))
-    assert committed is not None
-    assert held > committed, "the store lacks what the peer has given"
-    proxy.plan = lambda method, path, number: None
+    (held,) = {r["step"] for r in run.wait("from-peer", at_least=2)}
+    assert held >= min(r[-2]["step"] for r in taken), "all but the last was whole for sure"
+    assert {r["step"] for r in run.records("committed")} == {1}, "the store has the first one alone"
     changed = run.wait("change", world=2, at_least=2)
     assert {r["step"] for r in changed} == {held}
     (tmp_path / "hurry").touch()
@@ -123,9 +108,9 @@ def test_a_lost_piece_of_a_spread_model_comes_from_a_peer_and_the_processes_stay
     assert job.wait() == 0, job.output
     assert len(run.records("start")) == 3, "nobody started again"
     assert len(weights_of(run.records("end"))) == 1
-    case = Case(options={"mode": "fast"}, optimizer="sgd", dropout=0.0, epochs=EPOCHS)
+    case = Case(options={"mode": "fast"}, optimizer="sgd", dropout=0.0, epochs=SPREAD_EPOCHS)
     play(case, [Phase(world=1)], tmp_path / "alone")
-    mine, alone = weights(f"{storage}/r"), weights(str(tmp_path / "alone" / "run"))
+    mine, alone = weights(f"{tmp_path}/r"), weights(str(tmp_path / "alone" / "run"))
     for name, value in alone.items():
         torch.testing.assert_close(mine[name], value, rtol=1e-4, atol=1e-5)
 

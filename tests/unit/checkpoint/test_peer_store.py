@@ -2,61 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ray.exceptions import RayActorError
+from fake_peer import FakePeer
 from support import wait_for
 
-from rayburst.checkpoint import peers
 from rayburst.checkpoint.checkpointer import Checkpointer
-from rayburst.checkpoint.holder import Holder
 from rayburst.checkpoint.peers import PeerStore, peer_step
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import CheckpointDamagedError, StoreError
 
 
-class Call:
-    """`method.remote(...)`, run when `ray.get` asks for it."""
-
-    def __init__(self, peer: FakePeer, method: Callable[..., Any]) -> None:
-        self._peer, self._method = peer, method
-
-    def remote(self, *args: Any) -> Any:
-        if self._peer.dead:
-            return RayActorError()
-        return self._method(*args)
-
-
-class FakePeer:
-    """An actor handle over a Holder in this process; it can die."""
-
-    def __init__(self, uri: str) -> None:
-        self.holder, self.dead = Holder(uri), False
-
-    def __getattr__(self, name: str) -> Call:
-        return Call(self, getattr(self.holder, name))
-
-
-def fake_get(answers: Any, timeout: float | None = None) -> Any:
-    for answer in answers if isinstance(answers, list) else [answers]:
-        if isinstance(answer, Exception):
-            raise answer
-    return answers
-
-
-def fake_wait(answers: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
-    return list(answers), []
-
-
 @pytest.fixture
 def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePeer:
-    monkeypatch.setattr(peers.ray, "get", fake_get)
-    monkeypatch.setattr(peers.ray, "wait", fake_wait)
-    return FakePeer(str(tmp_path))
+    return FakePeer.installed(str(tmp_path), monkeypatch)
 
 
 def test_the_holder_keeps_the_newest_and_lets_the_old_one_go(
@@ -153,6 +115,44 @@ def test_a_snapshot_that_the_store_never_got_is_found_at_the_peer(
         monkeypatch.setattr(ObjectStore, "put", put)
         assert checkpoints.save(state, step=2).step == 2
         assert checkpoints.load().committed is True
+
+
+def test_a_snapshot_for_the_peer_alone_leaves_the_store_as_it_is(
+    peer: FakePeer, tmp_path: Path
+) -> None:
+    plain = ObjectStore.open(tmp_path)
+    state = {"frozen": torch.arange(300_000.0), "w": torch.zeros(1000)}
+
+    def on_store() -> set[str]:
+        return {info.key for info in plain.list()}
+
+    with Checkpointer(PeerStore.over(plain, peer)) as checkpoints:
+        checkpoints.save(state, step=1)
+        before = on_store()
+        for step in (2, 3):
+            state["w"] += 1
+            snapshot = checkpoints.async_save(state, step=step, only_peer=True).result()
+            assert (snapshot.reused_bytes, snapshot.sent_bytes) == (1_200_000, 4000)
+        assert on_store() == before
+        assert peer_step(peer) == 3
+    with Checkpointer(PeerStore.over(plain, peer)) as checkpoints:
+        found = checkpoints.load()
+        assert (found.step, found.committed) == (3, False)
+        assert torch.equal(found.state["w"], state["w"])
+        assert torch.equal(found.state["frozen"], state["frozen"])
+        state["w"] += 1
+        checkpoints.save(state, step=4)
+        parent = checkpoints.load().manifest.parent
+        assert parent is not None and parent.step == 1, "the store builds on what it has"
+        state["w"] += 1
+        peer.dead = True
+        with pytest.raises(StoreError, match="the peer did not take it"):
+            checkpoints.async_save(state, step=5, only_peer=True).result()
+        assert checkpoints.load().step == 4
+    with Checkpointer(str(tmp_path)) as checkpoints:
+        with pytest.raises(StoreError, match="no peer holds snapshots"):
+            checkpoints.async_save(state, step=5, only_peer=True).result()
+        assert torch.equal(checkpoints.load().state["w"], state["w"] - 1)
 
 
 def test_a_peer_speaks_when_the_store_cannot(

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayburst.train.pace import PRIOR_S, Stay, checkpoint_pace, mean_between_s, resize_gain_s
+from rayburst.train.pace import (
+    PRIOR_S,
+    SNAPSHOT_SHARE,
+    Stay,
+    checkpoint_pace,
+    mean_between_s,
+    resize_gain_s,
+    snapshot_interval_s,
+)
 
 
 def test_it_is_the_root_of_two_c_m() -> None:
@@ -38,6 +46,13 @@ def test_no_other_interval_above_the_stores_loses_less(
     for factor in (0.5, 0.8, 1.25, 2.0):
         other_s = max(pace.interval_s * factor, durable_s, 1.0)
         assert lost(pace.interval_s) <= lost(other_s) * (1 + 1e-9)
+
+
+def test_snapshots_come_one_at_a_time_and_hold_training_up_for_their_share_at_most() -> None:
+    assert snapshot_interval_s(blocked_s=0.01, whole_s=2.0) == 2.0
+    assert snapshot_interval_s(blocked_s=0.5, whole_s=2.0) == 0.5 / SNAPSHOT_SHARE
+    with pytest.raises(ValueError, match=r"whole_s=-1\.0"):
+        snapshot_interval_s(blocked_s=0.5, whole_s=-1.0)
 
 
 def test_what_is_seen_takes_over_from_the_prior() -> None:
