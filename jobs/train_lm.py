@@ -28,14 +28,15 @@ OPTIONS: dict[str, dict[str, object]] = {
     "global-batch": {"type": int, "help": f"samples a step over all workers {PRESET_SAYS}"},
     "micro-batch": {"type": int, "help": f"samples a worker takes at once {PRESET_SAYS}"},
     "run": {"help": "name of the run; the same name resumes (default: a new one)"},
-    "storage": {
-        "help": "where runs are kept (default: $RAYBURST_STORE/runs, else ~/rayburst/runs)"
-    },
+    "storage": {"help": "place of runs (default: $RAYBURST_STORE/runs, else ~/rayburst/runs)"},
     "checkpoint-every": {"type": float, "metavar": "SECONDS", "help": "(default: what pays)"},
     "mode": {"choices": ("fast", "exact"), "help": "exact: the same bits at any number of workers"},
     "layout": {
-        "help": "for example tensor=2,pipeline=2; copies follow the workers (docs/layouts.md)"
+        "help": "auto, or as tensor=2,pipeline=2: copies follow the workers (docs/layouts.md)"
     },
+    "precision": {"help": "of a layout: fp32, bf16 or fp16 (default: bf16 on GPUs, else fp32)"},
+    "compile-backend": {"metavar": "NAME", "help": "of a layout: torch.compile, as inductor"},
+    "device-memory-gb": {"type": float, "help": "with auto: of each device (default: what it has)"},
     "lr": {"type": float, "help": f"peak learning rate {PRESET_SAYS}"},
     "seed": {"type": int, "help": "initial weights and order of the samples (default: 0)"},
 }
@@ -45,6 +46,7 @@ def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     p.add_argument("--preset", default="micro", choices=PRESETS, help="size (default: micro)")
     p.add_argument("--use-gpu", action="store_true", help="one GPU a worker: NCCL and bfloat16")
+    p.add_argument("--recompute", action="store_true", help="of a layout: keep less, compute more")
     for name, how in OPTIONS.items():
         p.add_argument(f"--{name}", default=None, **how)  # type: ignore[arg-type]
     return p.parse_args()

@@ -35,6 +35,7 @@ _PRELOADED = [
     "numpy.random",
 ]  # what each process would import
 SAMPLES, EPOCHS, GLOBAL_BATCH = 50, 4, 12
+AUTO_BYTES = 400_000  # whole copies fit four of them and not three
 LAID_OUT_STEPS = 8
 
 
@@ -125,15 +126,21 @@ class Counting(torch.utils.data.Dataset[Any]):
 
 
 def learn_laid_out(run: Run, layout: str, turn: Callable[[list[int]], None], steps: int) -> None:
-    """The same for a model in a layout."""
+    """The same for a model in a layout; "auto": what fits devices of `AUTO_BYTES`."""
+    from rayburst.train import plan_layout
     from rayburst.train.gpt import GPT, GPTConfig
     from rayburst.train.parallel import Layout, ParallelOptions
 
     torch.manual_seed(0)
     gpt = GPT(GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=16))
+    if layout == "auto":
+        nodes = run.machines(memory_bytes=AUTO_BYTES)
+        chosen = plan_layout(gpt, nodes, "fp32", global_batch=16).layout
+    else:
+        chosen = Layout.parse(layout)
     model = run.lay_out(
         gpt,
-        ParallelOptions(layout=Layout.parse(layout)),
+        ParallelOptions(layout=chosen),
         lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, eps=1e-5),
         lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
     )

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from rayburst.errors import ExactModeError, TrainError
 from rayburst.train.engines import Engine, Part
 from rayburst.train.hardware import this_device
+from rayburst.train.machines import node_name
 from rayburst.train.order import rank_slice
 from rayburst.train.parallel.elastic import NextMesh, whole_mesh
 from rayburst.train.parallel.layout import Layout
@@ -233,6 +233,6 @@ class LaidOut(Prepared):
 
 
 def _mesh_of_everyone(options: ParallelOptions, place: Place) -> NextMesh:
-    node = place.node_id if place.node_id != "unknown" else socket.gethostname()
-    devices = [Device(node=name, index=rank) for rank, name in enumerate(from_everyone(node))]
+    names = from_everyone(node_name(place))
+    devices = [Device(node=name, index=rank) for rank, name in enumerate(names)]
     return whole_mesh(options.layout, devices, least_shard=options.least_shard)

@@ -11,6 +11,7 @@ from typing import get_args
 
 from rayburst.train.gpt import PRESETS
 from rayburst.train.parallel.layout import Layout
+from rayburst.train.parallel.precision import Precision
 from rayburst.train.run_options import Mode
 from rayburst.train.sources import DEFAULT_COLUMN
 
@@ -58,22 +59,27 @@ class LMConfig:
     mode: Mode = "fast"
     leave_margin_s: float = 8.0
     layout: str = ""
-    """As `rayburst.train.parallel.Layout.parse` takes it; "": whole copies, by `run.prepare`."""
+    """As `rayburst.train.parallel.Layout.parse` takes it; "auto": what `plan_layout` says of the
+    machines that there are, anew for each group; "": whole copies, by `run.prepare`."""
+    precision: str = ""
+    """Of a layout: fp32, bf16 or fp16; "": bf16 on GPUs, else fp32."""
+    recompute: bool = False
+    compile_backend: str = ""
+    """These two are those of `rayburst.train.parallel.ParallelOptions`."""
+    device_memory_gb: float = 0.0
+    """With "auto": of each device; 0 for all that it has."""
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise ValueError(f"mode {self.mode!r}: give one of {', '.join(get_args(Mode))}")
-        if Layout.parse(self.layout).world > 1 and self.mode == "exact":
-            raise ValueError(
-                f"layout {self.layout!r} with mode 'exact': exact mode holds the model whole on "
-                "every worker. Give one of the two"
-            )
+        self._check_layout()
         if self.preset not in PRESETS:
             known = ", ".join(PRESETS)
             raise ValueError(f"preset {self.preset!r} is not known. Known: {known}")
         if not self.run or "/" in self.run or self.run.startswith("."):
             raise ValueError(f"run {self.run!r}: give a name without '/', for example run-1")
-        for name in ("steps", "global_batch", "micro_batch", "lr", "checkpoint_every_s"):
+        numbers = ("steps", "global_batch", "micro_batch", "lr", "checkpoint_every_s")
+        for name in (*numbers, "device_memory_gb"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: give a number above 0")
         if not 1 <= self.least <= self.most:
@@ -85,6 +91,29 @@ class LMConfig:
             raise ValueError(
                 f"a global batch of {batch} leaves some of {self.most} workers without a sample: "
                 f"give at least {self.most}"
+            )
+
+    def _check_layout(self) -> None:
+        layout = Layout() if self.layout == "auto" else Layout.parse(self.layout)
+        if (layout.world > 1 or self.layout == "auto") and self.mode == "exact":
+            raise ValueError(
+                f"layout {self.layout!r} with mode 'exact': exact mode holds the model whole on "
+                "every worker. Give one of the two"
+            )
+        if self.precision not in ("", *get_args(Precision)):
+            known = ", ".join(get_args(Precision))
+            raise ValueError(f"precision {self.precision!r}: give one of {known}")
+        named = ("precision", "recompute", "compile_backend")
+        given = {name: getattr(self, name) for name in named if getattr(self, name)}
+        if given and not self.layout:
+            raise ValueError(
+                f"{given} without a layout: these are options of one. Add layout='auto', or "
+                "layout='data=1' for whole copies"
+            )
+        if self.device_memory_gb and self.layout != "auto":
+            raise ValueError(
+                f"device_memory_gb={self.device_memory_gb} with layout {self.layout!r}: memory "
+                "decides in layout='auto' only. Give that, or leave the memory out"
             )
 
     def filled(self) -> LMConfig:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from rayburst.train.lm_config import LMConfig
 from rayburst.train.order import Ints, rank_slice
 from rayburst.train.parallel.layout import Layout
 from rayburst.train.parallel.parallel import ParallelOptions
+from rayburst.train.parallel.precision import Precision
+from rayburst.train.parallel.shape import plan_layout
 from rayburst.train.run import Run, RunOptions, start_run
 from rayburst.train.text import windows
 
@@ -79,11 +81,15 @@ def train(config: dict[str, Any]) -> None:
 
 
 def _laid_out(run: Run, model: GPT, lm: LMConfig) -> Looped:
+    given = lm.precision or ("bf16" if torch.cuda.is_available() else "fp32")
+    precision = cast(Precision, given)
     options = ParallelOptions(
-        layout=Layout.parse(lm.layout),
-        precision="bf16" if torch.cuda.is_available() else "fp32",
+        layout=_layout(run, lm, precision),
+        precision=precision,
         micro_batch=lm.micro_batch,
         clip_norm=CLIP_NORM,
+        recompute=lm.recompute,
+        compile_backend=lm.compile_backend or None,
     )
     return run.lay_out(
         model,
@@ -91,6 +97,23 @@ def _laid_out(run: Run, model: GPT, lm: LMConfig) -> Looped:
         lambda parameters: adamw(parameters, lr=lm.lr),
         lambda optimizer: schedule_of(optimizer, steps=lm.steps),
     )
+
+
+def _layout(run: Run, lm: LMConfig, precision: Precision) -> Layout:
+    if lm.layout != "auto":
+        return Layout.parse(lm.layout)
+    memory_bytes = int(lm.device_memory_gb * 1e9) or None
+    plan = plan_layout(
+        PRESETS[lm.preset],
+        run.machines(memory_bytes=memory_bytes),
+        precision,
+        global_batch=lm.global_batch,
+        micro_batch=lm.micro_batch,
+        recompute=lm.recompute,
+    )
+    if run.rank == 0:
+        run.log("plan", text=str(plan))
+    return plan.layout
 
 
 class _Validation:

@@ -41,7 +41,9 @@ from rayburst.train.joining import Joining
 from rayburst.train.laid_out import Batch, LaidOut, Looped, MakeOptimizer, MakeSchedule
 from rayburst.train.left_out import LeftOut
 from rayburst.train.lone_keeper import keeper_of
+from rayburst.train.machines import machines_of_everyone
 from rayburst.train.order import Order, order_of, seed_of
+from rayburst.train.parallel.fit import Node
 from rayburst.train.parallel.parallel import ParallelOptions
 from rayburst.train.parallel.plan import Plan
 from rayburst.train.prepared import Prepared
@@ -183,16 +185,29 @@ class Run:
         workers that there are. After a loss the group goes on as the largest whole mesh, from the
         checkpoint of the layout before. `plan`: how a model that is not the built-in GPT is cut.
         """
-        if self._where.membership.is_in_place:
-            self._where.membership.decline()  # a layout is for one group
-            self._keeper.close()
-            self._keeper = keeper_of(self._where, self._log, self.options, self._clock)
+        self._stay_as_one_group()
         makes, place = (make_optimizer, make_schedules), self._where.place
         laid_out = LaidOut(model, options, *makes, place=place, plan=plan, extras=extras)
         self._prepared = laid_out
         self._log.write("layout", step=self._at.step, **laid_out.words)
         self._build_engine()
         return laid_out.looped
+
+    def machines(self, *, memory_bytes: int | None = None) -> list[Node]:
+        """The nodes of the workers, for `rayburst.train.plan_layout`; before `lay_out`, by all.
+
+        `memory_bytes`: of each device, where it is not all that the GPU has, or of a node without
+        GPUs this worker's share.
+        """
+        self._stay_as_one_group()
+        return machines_of_everyone(self._where.place, memory_bytes)
+
+    def _stay_as_one_group(self) -> None:
+        """A layout is for one group: when that changes, it starts again."""
+        if self._where.membership.is_in_place:
+            self._where.membership.decline()
+            self._keeper.close()
+            self._keeper = keeper_of(self._where, self._log, self.options, self._clock)
 
     def _build_engine(self) -> None:
         """For the group as it is."""

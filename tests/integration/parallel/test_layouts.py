@@ -61,6 +61,7 @@ OPTIONS: dict[int, Layouts] = {
     4: {
         "tensor-shard-bf16": {"layout": "tensor=2,shard=2", "precision": "bf16"},
         "pipeline-shard-bf16": {"layout": "pipeline=2,shard=2", "precision": "bf16"},
+        "hsdp-fp16": {"layout": "data=2,shard=2", "precision": "fp16"},
     },
 }
 NET = {"model": "net"}  # a user's, with a small plan of its own

@@ -25,13 +25,14 @@ def test_a_run_in_a_layout_of_one_process_ends_as_one_without(
     text.write_text("\n".join(f"{i} bears met {i % 7} wolves" for i in range(4000)))
     monkeypatch.setattr(lm_worker, "FINAL_WINDOWS", 40)
     found = {}
-    for name, layout in (("plain", ""), ("laid-out", "tensor=1")):
+    options = {"layout": "auto", "precision": "fp32", "recompute": True}
+    for name, given in (("plain", {}), ("laid-out", options)):
         uri = str(tmp_path / name)
         keep_text(ObjectStore.open(uri), find_sources((str(text),), "text"))
         monkeypatch.setattr(lm_worker, "start_run", partial(start_run, storage=uri))
         config = LMConfig(
             run=name, storage=str(tmp_path), data=(str(text),), steps=2, global_batch=2,
-            layout=layout,
+            **given,
         )  # fmt: skip
         lm_worker.train(asdict(config.filled()))
         found[name] = load_model(uri)

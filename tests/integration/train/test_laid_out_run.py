@@ -43,6 +43,7 @@ def layouts_of(log: list[dict[str, Any]]) -> list[tuple[str, list[int]]]:
         ("pipeline=2", 0, "pipeline=2,data=2", "pipeline=2", [2]),
         ("tensor=2", 3, "tensor=2,data=2", "tensor=2", [2]),
         ("shard=2", 1, "data=2,shard=2", "shard=2", [2]),
+        ("auto", 2, "data=4", "shard=3", []),
         *(
             pytest.param(*given, marks=pytest.mark.soak)
             for given in (

@@ -33,6 +33,11 @@ def test_zeros_take_the_presets_values_and_numbers_stay() -> None:
         ({"least": 3, "most": 2}, "1:4"),
         ({"most": 4, "global_batch": 3}, "give at least 4"),
         ({"most": 33}, "global batch of 32"),
+        ({"precision": "bf16"}, "Add layout='auto'"),
+        ({"recompute": True}, "Add layout='auto'"),
+        ({"layout": "auto", "precision": "fp8"}, "one of fp32, bf16, fp16"),
+        ({"layout": "auto", "mode": "exact"}, "Give one of the two"),
+        ({"layout": "tensor=2", "device_memory_gb": 2.0}, "in layout='auto' only"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(fields: dict[str, object], says: str) -> None:
