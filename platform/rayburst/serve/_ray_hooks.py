@@ -64,6 +64,16 @@ def has_own_server() -> bool:
     return bool(constants.RAY_SERVE_ENABLE_DIRECT_INGRESS)
 
 
+def why_not_again(callback: str) -> str | None:
+    """Why a dead replica's requests are not asked again; None when `callback` sees to it."""
+    # What the controller goes by; nodes are started alike, so this process has the same variables.
+    if not constants.RAY_SERVE_ENABLE_HA_PROXY:
+        return "that takes Serve's HAProxy; start Ray with RAY_SERVE_ENABLE_HA_PROXY=1"
+    if callback != constants.RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH:
+        return f"start Ray with RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH={callback}"
+    return None
+
+
 def listening_host() -> str | None:
     """The host that Serve's proxies listen on; None where it cannot be known."""
     # No public question tells a replica; the controller answers the client that every replica has.

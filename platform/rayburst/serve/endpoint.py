@@ -28,6 +28,8 @@ from rayburst.serve.codec import ARROW, JSON, NPY, Codec
 from rayburst.serve.metrics import ServingMetrics
 from rayburst.serve.options import ModelOptions
 from rayburst.serve.rates import Rates
+from rayburst.serve.retry.haproxy import ARRIVED
+from rayburst.serve.retry.spent import Spent
 from rayburst.serve.runner import Runner
 from rayburst.serve.scaling import Demand
 
@@ -37,6 +39,7 @@ DEADLINE = b"x-rayburst-deadline-ms"
 PRIORITY = b"x-rayburst-priority"
 TENANT = b"x-rayburst-tenant"
 MODEL_ID = b"serve_multiplexed_model_id"
+_ARRIVED = ARRIVED.encode()
 _KINDS = {JSON.encode(): JSON, NPY.encode(): NPY, ARROW.encode(): ARROW}
 _ANY = (b"*/*", b"application/*", b"")
 _MAX_DEADLINE_S = 3600.0
@@ -92,6 +95,7 @@ class Endpoint:
         self.batcher = Batcher(max_batch=options.max_batch, patience_s=options.slo_s)
         self.demand = Demand(slo_s=options.slo_s, max_batch=options.max_batch, slots=options.slots)
         self._threads = ThreadPoolExecutor(options.slots, thread_name_prefix="predict")
+        self._spent = Spent() if options.idempotent else None
         self._is_async = inspect.iscoroutinefunction(model.predict)
         self._runner: Runner | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -268,6 +272,8 @@ class Endpoint:
             priority = int(_number(headers, PRIORITY, 0, _LOWEST, is_whole=True))
         if MODEL_ID in headers:
             variant = headers[MODEL_ID].decode("latin-1")
+        if self._spent is not None and _ARRIVED in headers:
+            slo_s -= self._spent.seconds(headers[_ARRIVED], time.time())
         return Ticket(
             payload,
             arrived_s=now_s,

@@ -56,6 +56,9 @@ class ModelOptions(BaseModel):
     max_body_bytes: int = Field(default=1 << 20, ge=64)
     lane: Literal["auto", "stock"] = Field(default="auto", description="see docs/serving.md")
     access_log: bool = Field(default=False, description="a line for each request")
+    idempotent: bool = Field(
+        default=False, description="a request may be computed twice: asked again if a replica dies"
+    )
     keys: Literal["auto", "required", "off"] = Field(
         default="auto", description="auto: required unless Serve listens on loopback alone"
     )

@@ -47,6 +47,7 @@ from rayburst.serve.keys import KeyGate, KeyStore
 from rayburst.serve.lanes import Lane, protocol_for
 from rayburst.serve.options import ModelOptions
 from rayburst.serve.rates_actor import rates_for
+from rayburst.serve.retry import CALLBACK
 from rayburst.serve.scaling import DEMAND
 from rayburst.train.versions import is_tested_ray
 
@@ -185,10 +186,16 @@ class ModelServer(ModelPart):
             _ray_hooks.teach_own_server(self._lane_for)
         else:
             _log.warning("%s: predictions take Serve's stock path: %s", cls.__name__, slow)
+        if options.idempotent and (not_again := _ray_hooks.why_not_again(CALLBACK)):
+            _log.warning("%s: what a dead replica held fails: %s", cls.__name__, not_again)
 
     def __serve_build_asgi_app__(self) -> Any:
         """Serve calls this once the model is loaded."""
         return build_app(self._endpoint, example=self._example)
+
+    def record_replica_metadata(self) -> dict[str, bool]:
+        """Serve asks this once; its HAProxy asks again where all replicas of a model allow it."""
+        return {"idempotent": self._endpoint.options.idempotent}
 
     async def Predict(self, request: Any, grpc_context: Any) -> Any:
         """rayburst.serve.v1.Model/Predict, where Serve has gRPC."""

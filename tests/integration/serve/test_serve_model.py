@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,6 +64,7 @@ class Client:
 
     url: str
     is_fresh: bool = False  # a connection for each request
+    every_s: float = 0.0  # a request begins no sooner after the one before
     headers: dict[str, str] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
     closes: int = 0
@@ -72,7 +74,9 @@ class Client:
     def run(self, stop: threading.Event) -> None:
         host, _, path = self.url.removeprefix("http://").partition("/")
         connection = http.client.HTTPConnection(host, timeout=60)
-        while not stop.is_set():
+        next_s = time.monotonic()
+        while not stop.wait(max(0.0, next_s - time.monotonic())):
+            next_s = max(next_s + self.every_s, time.monotonic())
             try:
                 connection.request("POST", f"/{path}/predict", body=BODY, headers=self.headers)
                 answer = connection.getresponse()
@@ -93,9 +97,17 @@ class Client:
 class Load:
     """Clients that ask without a break while something happens."""
 
-    def __init__(self, url: str, clients: int, *, is_fresh: bool = False, **headers: str) -> None:
+    def __init__(
+        self,
+        url: str,
+        clients: int,
+        *,
+        is_fresh: bool = False,
+        every_s: float = 0.0,
+        **headers: str,
+    ) -> None:
         self.url = url
-        self.clients = [Client(url, is_fresh, headers) for _ in range(clients)]
+        self.clients = [Client(url, is_fresh, every_s, headers) for _ in range(clients)]
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=c.run, args=(self._stop,)) for c in self.clients]
 

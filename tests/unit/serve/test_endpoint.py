@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -99,6 +100,31 @@ def test_a_request_whose_deadline_passes_in_the_queue_is_told_504():
         model.gate.set()
         assert (await late.answer)[0] == 504
         assert (await first.answer)[0] == 200
+
+    asyncio.run(run())
+
+
+def test_a_request_that_is_asked_again_has_what_is_left_of_its_deadline():
+    async def run():
+        model = Gated()
+        model.gate.set()
+        now_ms = round(1000 * time.time())
+        first, again, too_late = (
+            Call(
+                x_rayburst_arrived=b"node/%d" % (now_ms - spent_ms), x_rayburst_deadline_ms=b"5000"
+            )
+            for spent_ms in (0, 2000, 9000)
+        )
+        for is_idempotent, statuses in [(True, [200, 200, 504]), (False, [200, 200, 200])]:
+            made = endpoint(model, slo_ms=600_000, idempotent=is_idempotent)
+            made.attach()
+            for call, status in zip((first, again, too_late), statuses, strict=True):
+                call.__init__(**{k.decode().replace("-", "_"): v for k, v in call.headers.items()})
+                made.take(call, b"[1,2]")
+                assert (await call.answer)[0] == status
+                if status == 200:
+                    left_s = call.ticket.deadline_s - call.ticket.arrived_s
+                    assert (left_s < 3.1) == (is_idempotent and call is again)
 
     asyncio.run(run())
 
