@@ -19,6 +19,7 @@ checked by itself before it can meet others.
 
 from __future__ import annotations
 
+import inspect
 import io
 import typing
 from collections.abc import Callable, Sequence
@@ -106,6 +107,11 @@ def _batch_type(model: type) -> tuple[Any, bool]:
         raise ModelError(
             f"{model.__name__}.predict does not say what it takes: annotate its batch, for "
             "example `def predict(self, batch: np.ndarray)` or `batch: list[MyInput]`"
+        )
+    if hasattr(model, "model_ids") and len(inspect.signature(predict).parameters) < 3:
+        raise ModelError(
+            f"{model.__name__} has model_ids, and its predict is not told which one to use: write "
+            "`def predict(self, batch: ..., model_id: str)`"
         )
     kind = next(iter(hints.values()))
     if typing.get_origin(kind) is list:

@@ -15,7 +15,7 @@ import asyncio
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -33,7 +33,7 @@ from rayburst.serve.retry.spent import Spent
 from rayburst.serve.runner import Runner
 from rayburst.serve.scaling import Demand
 
-__all__ = ["DEADLINE", "PRIORITY", "TENANT", "Call", "Endpoint", "Gate"]
+__all__ = ["DEADLINE", "MODEL_ID", "PRIORITY", "TENANT", "Call", "Endpoint", "Gate"]
 
 DEADLINE = b"x-rayburst-deadline-ms"
 PRIORITY = b"x-rayburst-priority"
@@ -68,10 +68,13 @@ class Call(Protocol):
 class _Payload:
     """What waits in the queue for a call: its value, how to answer, and whom."""
 
-    __slots__ = ("accept", "call", "future", "value")
+    __slots__ = ("accept", "call", "future", "model_id", "value")
 
-    def __init__(self, value: Any, accept: str, call: Call | None, future: Any) -> None:
+    def __init__(
+        self, value: Any, accept: str, call: Call | None, future: Any, model_id: str = ""
+    ) -> None:
         self.value, self.accept, self.call, self.future = value, accept, call, future
+        self.model_id = model_id
 
 
 class Endpoint:
@@ -96,6 +99,7 @@ class Endpoint:
         self.demand = Demand(slo_s=options.slo_s, max_batch=options.max_batch, slots=options.slots)
         self._threads = ThreadPoolExecutor(options.slots, thread_name_prefix="predict")
         self._spent = Spent() if options.idempotent else None
+        self._model_ids: Container[str] | None = getattr(model, "model_ids", None)
         self._is_async = inspect.iscoroutinefunction(model.predict)
         self._runner: Runner | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -122,7 +126,7 @@ class Endpoint:
 
     def warm_up(self, example: Any) -> None:
         """Computes the example alone and in full batches, so that the first costs are known."""
-        if example is None or self._is_async:
+        if example is None or self._is_async or self._model_ids is not None:
             return
         self._predict([example], encode=None)  # the first run of all also pays for allocations
         curve = self.batcher.costs.of("", self._bucket_of(example))
@@ -154,18 +158,21 @@ class Endpoint:
         else:
             self.rates.take(tenant, now_s, lambda refusal: self._enter(call, ticket, refusal))
 
-    async def ask(self, value: Any, *, tenant: str = "", deadline_s: float | None = None) -> Any:
+    async def ask(
+        self, value: Any, *, tenant: str = "", deadline_s: float | None = None, model_id: str = ""
+    ) -> Any:
         """The answer to one value, computed with others; for handles and for ASGI.
 
-        RefusedError, LateError, or what predict raised.
+        BadRequestError, RefusedError, LateError, or what predict raised.
         """
+        payload = _Payload(value, "", None, None, self._which(model_id))
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self.attach()
         if loop is not self._loop and self._loop is not None:
-            asked = self._ask_here(value, tenant, deadline_s)
+            asked = self._ask_here(payload, tenant, deadline_s)
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asked, self._loop))
-        return await self._ask_here(value, tenant, deadline_s)
+        return await self._ask_here(payload, tenant, deadline_s)
 
     def on_home(self, do: Callable[[], None]) -> None:
         """Runs `do` on the loop of `attach`: at once when called there, else soon."""
@@ -209,14 +216,15 @@ class Endpoint:
             self._leave(ticket)
             self.metrics.answered(499, 0.0)
 
-    async def _ask_here(self, value: Any, tenant: str, deadline_s: float | None) -> Any:
+    async def _ask_here(self, payload: _Payload, tenant: str, deadline_s: float | None) -> Any:
         now_s = time.monotonic()
-        future = asyncio.get_running_loop().create_future()
+        future = payload.future = asyncio.get_running_loop().create_future()
         ticket = Ticket(
-            _Payload(value, "", None, future),
+            payload,
             arrived_s=now_s,
             deadline_s=now_s + (deadline_s or self.options.slo_s),
-            length=self.codec.length(value),
+            length=self.codec.length(payload.value),
+            variant=payload.model_id,
             tenant=tenant,
         )
         refusal = self._admit(ticket, now_s)
@@ -265,13 +273,13 @@ class Endpoint:
         return kind, kind
 
     def _ticket(self, payload: _Payload, headers: Headers, tenant: str, now_s: float) -> Ticket:
-        slo_s, priority, variant = self.options.slo_s, 1, ""
+        slo_s, priority = self.options.slo_s, 1
         if DEADLINE in headers:
             slo_s = _number(headers, DEADLINE, 0.001, _MAX_DEADLINE_S * 1000) / 1000
         if PRIORITY in headers:
             priority = int(_number(headers, PRIORITY, 0, _LOWEST, is_whole=True))
-        if MODEL_ID in headers:
-            variant = headers[MODEL_ID].decode("latin-1")
+        if self._model_ids is not None:
+            payload.model_id = self._which(headers.get(MODEL_ID, b"").decode("latin-1"))
         if self._spent is not None and _ARRIVED in headers:
             slo_s -= self._spent.seconds(headers[_ARRIVED], time.time())
         return Ticket(
@@ -280,8 +288,19 @@ class Endpoint:
             deadline_s=now_s + slo_s,
             priority=priority,
             length=self.codec.length(payload.value),
-            variant=variant,
+            variant=payload.model_id,
             tenant=tenant,
+        )
+
+    def _which(self, model_id: str) -> str:
+        """Which of the models that one class holds; "" where it holds but one."""
+        if self._model_ids is None:
+            return ""
+        if model_id in self._model_ids:
+            return model_id
+        known = f": {', '.join(self._model_ids)}" if isinstance(self._model_ids, Iterable) else ""
+        raise BadRequestError(
+            f"header {MODEL_ID.decode()} is {model_id[:40]!r}; give one of model_ids{known}"
         )
 
     def _enter(self, call: Call, ticket: Ticket, refusal: Refusal | None) -> None:
@@ -324,15 +343,19 @@ class Endpoint:
         self.metrics.batched(len(payloads))
         values = [payload.value for payload in payloads]
         if self._is_async:
-            made = await self.model.predict(self.codec.stack(values))
+            made = await self.model.predict(self.codec.stack(values), *self._model_of(payloads))
             return self._encoded(self.codec.split(made, len(values)), payloads)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._predict, values, payloads)
 
     def _predict(self, values: list[Any], encode: list[_Payload] | None) -> list[Any]:
-        made = self.model.predict(self.codec.stack(values))
+        made = self.model.predict(self.codec.stack(values), *self._model_of(encode))
         answers = self.codec.split(made, len(values))
         return answers if encode is None else self._encoded(answers, encode)
+
+    def _model_of(self, payloads: list[_Payload] | None) -> tuple[str, ...]:
+        """What predict is told besides its batch: one batch is for one model."""
+        return () if self._model_ids is None or not payloads else (payloads[0].model_id,)
 
     def _encoded(self, answers: list[Any], payloads: list[_Payload]) -> list[Any]:
         for place, payload in enumerate(payloads):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from rayburst.serve.codec import JSON
-from rayburst.serve.endpoint import Endpoint
+from rayburst.serve.endpoint import MODEL_ID, Endpoint
 
 __all__ = ["describe"]
 
@@ -38,6 +39,12 @@ def describe(endpoint: Endpoint, *, example: Any, root_path: str = "") -> dict[s
     for kind in endpoint.codec.kinds[1:]:
         body[kind] = {"schema": {"type": "string", "format": "binary"}}
     paths = {"/predict": {"post": _post("predict", "Answers one input", body, {JSON: {}})}}
+    model_ids = getattr(endpoint.model, "model_ids", None)
+    if model_ids is not None:
+        which = _header(MODEL_ID.decode(), "which of the models", "string", None)
+        if isinstance(model_ids, Iterable):
+            which["schema"]["enum"] = sorted(model_ids)
+        paths["/predict"]["post"]["parameters"].append({**which, "required": True})
     if hasattr(endpoint.model, "stream"):
         events = {"text/event-stream": {"schema": {"type": "string"}}}
         paths["/stream"] = {"post": _post("stream", "Answers piece by piece", body, events)}

@@ -19,7 +19,8 @@
 application with an HTTP face of its own, `Front.bind(Doubler.part())` gives Front a handle:
 `await handle.predict.remote(value)`. What `predict` may take and return is told in codec.py, what
 the options mean in options.py. A class with `stream(value)` besides answers POST /stream piece by
-piece. `predict` may be a coroutine.
+piece. `predict` may be a coroutine. A class with `model_ids` holds several models, and
+`predict(batch, model_id)` is told which one a batch is for.
 """
 
 from __future__ import annotations
@@ -160,7 +161,8 @@ class ModelPart:
     async def predict(self, value: Any, *, deadline_ms: float | None = None) -> Any:
         """The answer to one value; what other deployments call by handle."""
         deadline_s = None if deadline_ms is None else deadline_ms / 1000
-        return await self._endpoint.ask(value, deadline_s=deadline_s)
+        model_id = serve.get_multiplexed_model_id()
+        return await self._endpoint.ask(value, deadline_s=deadline_s, model_id=model_id)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve asks this each second."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import RefusedError
 from rayburst.serve.codec import Codec
-from rayburst.serve.endpoint import Endpoint
+from rayburst.serve.endpoint import MODEL_ID, Endpoint
 from rayburst.serve.keys import KeyGate, KeyStore
 from rayburst.serve.openapi import describe
 from rayburst.serve.options import ModelOptions
@@ -154,6 +154,77 @@ def test_a_handle_is_refused_with_an_error_that_says_when_to_come_back():
         assert refused.value.retry_after_s > 0
         model.gate.set()
         assert (await first).tolist() == [2.0, 4.0]
+
+    asyncio.run(run())
+
+
+class Several:
+    """Multiplies by what the model's name says; keeps each batch's model and size."""
+
+    example = np.zeros(2, np.float32)
+    model_ids = ("twice", "thrice")
+
+    def __init__(self):
+        self.batches = []
+        self.gate = threading.Event()
+
+    def predict(self, batch: np.ndarray, model_id: str):
+        assert self.gate.wait(30)
+        self.batches.append((model_id, len(batch)))
+        return batch * (2 + self.model_ids.index(model_id))
+
+
+def test_one_class_holds_several_models_and_a_batch_is_for_one_of_them():
+    async def run():
+        model = Several()
+        made = endpoint(model, slo_ms=600_000)
+        made.warm_up(Several.example)
+        made.attach()
+        asked = ["twice", "twice", "thrice", "twice", "thrice"]
+        calls = [Call(serve_multiplexed_model_id=name.encode()) for name in asked]
+        for call in calls:
+            call.headers = {MODEL_ID: next(iter(call.headers.values()))}
+            made.take(call, b"[1,2]")
+            await asyncio.sleep(0)
+        other = asyncio.create_task(made.ask([1.0, 2.0], model_id="thrice"))
+        await asyncio.sleep(0)
+        model.gate.set()
+        answers = [(await call.answer)[1] for call in calls]
+        assert answers == [[2, 4], [2, 4], [3, 6], [2, 4], [3, 6]]
+        assert list(await other) == [3, 6]
+        sizes = [size for _, size in model.batches]
+        assert sum(sizes) == 6
+        assert max(sizes) == 2, "requests for one model share a batch"
+        unknown = [Call(), Call(serve_multiplexed_model_id=b"x")]
+        unknown[1].headers = {MODEL_ID: b"x"}
+        for call in unknown:
+            made.take(call, b"[1,2]")
+            status, told, _ = await call.answer
+            assert status == 422
+            assert "give one of model_ids: twice, thrice" in told["error"]
+        assert len(made.batcher.costs._curves) <= 3, "strangers' names are remembered"
+        (which,) = [
+            each
+            for each in describe(made, example=None)["paths"]["/predict"]["post"]["parameters"]
+            if each["name"] == "serve_multiplexed_model_id"
+        ]
+        assert which["schema"]["enum"] == ["thrice", "twice"]
+
+    asyncio.run(run())
+
+
+def test_names_of_models_mean_nothing_to_a_class_that_holds_one():
+    async def run():
+        model = Gated()
+        model.gate.set()
+        made = endpoint(model, slo_ms=600_000)
+        made.attach()
+        for n in range(50):
+            call = Call()
+            call.headers = {MODEL_ID: b"stranger-%d" % n}
+            made.take(call, b"[1,2]")
+            assert (await call.answer)[0] == 200
+        assert len(made.batcher.costs._curves) == 1
 
     asyncio.run(run())
 
