@@ -47,7 +47,7 @@ def closed(url: str, *, connections: int, seconds: float, body: str = BODY) -> d
     told = json.loads(done.stderr.strip().splitlines()[-1])
     return {
         "requests": told["requests"],
-        "rps": told["requests"] / (told["us"] / 1e6),
+        "rps": (told["requests"] - told["bad"]) / (told["us"] / 1e6),  # a refusal is no answer
         "errors": told["bad"] + told["socket"],
         **{f"{p}_ms": told[p] for p in ("p50", "p95", "p99")},
     }
