@@ -22,7 +22,7 @@ from rayburst.checkpoint.checkpointer import Checkpointer
 
 pytestmark = pytest.mark.timeout(400)
 IN_PLACE = str(Path(__file__).resolve().parents[2] / "in_place_job.py")
-SPREAD_EPOCHS = 100
+SPREAD_EPOCHS = 60
 
 # The workers' environment is that of their node, but for what the job says.
 PROXIED = """

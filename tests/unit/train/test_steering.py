@@ -97,6 +97,15 @@ def test_the_first_members_meet_and_load_what_is_stored() -> None:
     assert all(plan.restores for plan in cluster.plans().values())
 
 
+def test_who_departs_is_not_forgotten_before_it_has_its_plan() -> None:
+    cluster = Cluster().formed()
+    cluster.draining, cluster.dead_ports = {"node-b": cluster.now}, {"c"}
+    cluster.arrive("a", "b")
+    assert cluster.look().lost == ["c"]
+    assert cluster.plans()["b"].kind == "depart"
+    assert [what for method, what in cluster.told if method == "drop"] == [["c"]]
+
+
 def test_a_broken_collective_leads_to_the_member_whose_port_is_closed() -> None:
     cluster = Cluster().formed()
     cluster.dead_ports = {"b"}

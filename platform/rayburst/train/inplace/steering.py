@@ -139,7 +139,8 @@ class Steering:
             leaves=decision.leaves,
         )
         self._tell("commit", self._last_plans)
-        self._tell("drop", [member for member in self._known if member not in order])
+        # who departs has still to fetch its plan, and Ray may run these calls in any order
+        self._tell("drop", [member for member in self._known if member not in self._last_plans])
         self.lost, self.due, self._asked = {}, {}, ("", ())
         _logger.info("generation %d has %d workers", self.generation, len(order))
 
