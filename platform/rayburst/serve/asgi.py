@@ -4,7 +4,8 @@
 
 POST /predict here does what the fast lane does, at the price of the path that leads here; its
 answers say so (`x-rayburst-lane: stock`). The rest is here alone: POST /stream (server-sent
-events), GET /healthz, /metrics, /openapi.json and /docs.
+events), GET /healthz, /metrics, /openapi.json, /docs, and what the model's own
+`routes(endpoint)` brings.
 """
 
 from __future__ import annotations
@@ -93,7 +94,11 @@ def build_app(endpoint: Endpoint, *, example: Any = None) -> Starlette:
     ]
     if hasattr(endpoint.model, "stream"):
         routes.append(("/stream", stream, "POST"))
-    return Starlette(routes=[Route(path, call, methods=[method]) for path, call, method in routes])
+    more: list[Route] = []
+    if hasattr(endpoint.model, "routes"):
+        more = endpoint.model.routes(endpoint)
+    own = [Route(path, call, methods=[method]) for path, call, method in routes]
+    return Starlette(routes=[*own, *more])
 
 
 async def _predict(endpoint: Endpoint, request: Request) -> Response:

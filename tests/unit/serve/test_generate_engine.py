@@ -115,32 +115,42 @@ VISITS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    visits=VISITS,
-    size=st.integers(1, 5),
-    spare=st.integers(0, 4),
-    running=st.integers(1, 4),
-    step_tokens=st.integers(1, 20),
-    reuse=st.booleans(),
+SETUPS = st.fixed_dictionaries(
+    {
+        "block_tokens": st.integers(1, 5),
+        "spare": st.integers(0, 4),  # blocks beyond those of one whole text
+        "max_running": st.integers(1, 4),
+        "step_tokens": st.integers(1, 20),
+        "reuse_prefixes": st.booleans(),
+    }
 )
-def test_any_arrivals_and_cancellations_give_the_texts_of_one_at_a_time(
-    exact: GPT, visits: list[Visit], size: int, spare: int, running: int, step_tokens: int,
-    reuse: bool,
-) -> None:  # fmt: skip
-    story = play(
-        exact,
-        visits,
-        block_tokens=size,
-        blocks=-(-BLOCK // size) + spare,
-        max_running=running,
-        step_tokens=step_tokens,
-        reuse_prefixes=reuse,
-    )
+
+
+def holds_true(model: GPT, visits: list[Visit], setup: dict[str, Any]) -> None:
+    spare, size = setup.pop("spare"), setup["block_tokens"]
+    story = play(model, visits, blocks=-(-BLOCK // size) + spare, **setup)
     for visit, text, has_left in zip(visits, story.texts, story.left, strict=True):
-        whole = alone(exact, visit.request)
+        whole = alone(model, visit.request)
         assert text == (whole[: visit.leaves_after] if has_left else whole)
     assert story.engine.pool.available == story.engine.pool.count
+
+
+@settings(max_examples=25, deadline=None)
+@given(visits=VISITS, setup=SETUPS)
+def test_any_arrivals_and_cancellations_give_the_texts_of_one_at_a_time(
+    exact: GPT, visits: list[Visit], setup: dict[str, Any]
+) -> None:
+    holds_true(exact, visits, setup)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@settings(max_examples=1000, deadline=None)
+@given(visits=VISITS, setup=SETUPS)
+def test_many_more_arrivals_and_cancellations(
+    exact: GPT, visits: list[Visit], setup: dict[str, Any]
+) -> None:
+    holds_true(exact, visits, setup)
 
 
 def test_texts_that_lost_their_blocks_or_share_them_are_the_same_too(exact: GPT) -> None:

@@ -4,10 +4,10 @@
     logits = cache.read(pieces)      # [R, V]: a row for each piece that emits, in their order
 
 All new tokens of a step go through the linear layers together, whatever text they are of. Attention
-is by text: those that read one token share a call per layer over their gathered blocks, padded to
-the longest of a group; a prompt's piece has a call of its own. Sliding texts have no blocks and are
-read whole. It walks the parts of rayburst.train.gpt.GPT by name; tests hold it to that model's own
-answers, up to the rounding of floats.
+is by text: those that read about as many tokens of about as many share a call per layer over their
+gathered blocks, padded to the longest. Sliding texts have no blocks and are read whole. It walks
+the parts of rayburst.train.gpt.GPT by name; tests hold it to that model's own answers, up to the
+rounding of floats.
 """
 
 from __future__ import annotations
@@ -89,39 +89,30 @@ class PagedCache:
         return piece.blocks[position // self.size] * self.size + position % self.size
 
     def _groups(self, pieces: Sequence[Piece]) -> list[_Group]:
-        """Texts that read one token, by like length; every other piece by itself."""
-        starts, total = [], 0
+        """Pieces that read about as many tokens of texts about as long share a call."""
+        alike: dict[tuple[int, int], list[tuple[Piece, int]]] = {}
+        start = 0
         for piece in pieces:
-            starts.append(total)
-            total += len(piece.tokens)
-        alike: dict[int, list[int]] = {}
-        groups = []
-        for place, piece in enumerate(pieces):
-            if len(piece.tokens) == 1:
-                width = self._width(piece)
-                alike.setdefault(width.bit_length(), []).append(place)
-            else:
-                groups.append(self._group([piece], [starts[place]]))
-        for members in alike.values():
-            groups.append(self._group([pieces[n] for n in members], [starts[n] for n in members]))
-        return groups
+            number = len(piece.tokens)
+            size = (number.bit_length(), self._width(piece).bit_length())
+            alike.setdefault(size, []).append((piece, start))
+            start += number
+        return [self._group(members) for members in alike.values()]
 
     def _width(self, piece: Piece) -> int:
         return -(-(piece.start + len(piece.tokens)) // self.size)
 
-    def _group(self, pieces: Sequence[Piece], starts: Sequence[int]) -> _Group:
+    def _group(self, members: Sequence[tuple[Piece, int]]) -> _Group:
         device = self.state.device
-        width = max(self._width(piece) for piece in pieces)
-        number = len(pieces[0].tokens)
-        table = [(piece.blocks + [0] * width)[:width] for piece in pieces]
-        first = torch.tensor(
-            [[start, piece.start] for start, piece in zip(starts, pieces, strict=True)]
-        )
-        steps = torch.arange(number)
-        reach = torch.arange(width * self.size)
-        seen = reach <= (first[:, 1:] + steps)[:, :, None]
+        width = max(self._width(piece) for piece, _ in members)
+        table = [(piece.blocks + [0] * width)[:width] for piece, _ in members]
+        told = [(start, piece.start, len(piece.tokens)) for piece, start in members]
+        first, position, number = torch.tensor(told).T[:, :, None]
+        # A shorter piece asks for its last token again: the same answer to the same place.
+        steps = torch.arange(int(number.max())).minimum(number - 1)
+        seen = torch.arange(width * self.size) <= (position + steps)[:, :, None]
         return _Group(
-            rows=(first[:, :1] + steps).to(device),
+            rows=(first + steps).to(device),
             table=torch.tensor(table, device=device),
             seen=seen[:, None].to(device),
         )
