@@ -164,6 +164,18 @@ def test_what_calls_itself_pure_has_no_clock_no_ray_and_no_network() -> None:
             assert not found, f"{_id(path)} says that it is pure and imports {sorted(found)}"
 
 
+def test_what_the_platform_stands_on_knows_nothing_of_dev() -> None:
+    inner = [
+        path for path in MODULES if path.parent != PACKAGE and PACKAGE / "dev" not in path.parents
+    ]
+    knows = {
+        _id(p): d
+        for p in inner
+        if (d := [n for n in _imported(_tree(p)) if n.startswith("rayburst.dev")])
+    }
+    assert knows == {}, "the command line and the SDK alone start fleets of this machine"
+
+
 def test_every_exception_stands_in_the_one_tree() -> None:
     home = PACKAGE / "errors.py"
     drawn = ast.get_docstring(_tree(home)) or ""

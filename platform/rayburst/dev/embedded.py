@@ -11,7 +11,6 @@ and proves it.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -20,76 +19,34 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 
-import psutil
-
 from rayburst.dev.objectstore import S3Server
 from rayburst.errors import (
-    FleetBrokenError,
     FleetExistsError,
     FleetNotFoundError,
     SpecError,
     StartError,
 )
 from rayburst.fleet import processes
-from rayburst.fleet.events import IMPATIENT, EventLog
-from rayburst.fleet.files import read_json, write_atomically
+from rayburst.fleet.files import tail, write_atomically
 from rayburst.fleet.layout import FleetDir, FleetState, ray_environment
-from rayburst.fleet.observer import events_of
-from rayburst.fleet.pools import open_pools
 from rayburst.fleet.render import ray_config, to_yaml
 from rayburst.fleet.spec import FleetSpec
-from rayburst.fleet.store import open_store
+from rayburst.fleet.supervisor import AUTOSCALER_ENVIRONMENT, start_supervisor, wait_for_agent
+from rayburst.fleet.teardown import DownReport, end_fleet, state_if_readable
 
 Say = Callable[[str], None]
 
-HEAD_STARTED = "head-started"
 BUCKET = "fleet"
 FAR_KINDS = ("ssh", "ec2")
-AUTOSCALER_ENVIRONMENT = {
-    "RAY_enable_autoscaler_v2": "1",
-    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-    "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S": "120",
-    # Pools are closed on purpose: else each job's log says every second what Ray would launch.
-    "RAY_SCHEDULER_EVENTS": "0",
-    # Packages of jobs and applications are kept for as long as the fleet is up: a replica that
-    # moves to another node fetches them again.
-    "RAY_RUNTIME_ENV_TEMPORARY_REFERENCE_EXPIRATION_S": str(10 * 365 * 86_400),
-    # A dead process refuses the connection at once: asking each second finds it in 5 s instead
-    # of 15. A paused one still has Ray's full time-out for every answer.
-    "RAY_health_check_period_ms": "1000",
-}
-"""What Ray's head needs in its environment, here and on a machine of its own."""
 _HEAD = "head"
 _HEAD_TRIES = 2
-_GIVE_BACK_S = 20.0
+_SUPERVISOR = "rayburst.dev.supervisor"
 _LEAST_DISK_BYTES = 1024**3
 _STORE_PORT_NAMES = ("store", "store_master", "store_volume", "store_filer")
 _HEAD_PORT_NAMES = ("gcs", "dashboard", "dashboard_agent", "client", "serve", "metrics", "books")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DownReport:
-    """What `down` ended, and the proof: both lists of survivors are empty."""
-
-    processes_ended: int
-    ports_closed: int
-    processes_left: tuple[str, ...]
-    ports_left: tuple[str, ...]
-    machines_left: tuple[str, ...] = ()
-    """Machines that could not be given back, since they did not answer."""
-
-    @property
-    def left(self) -> tuple[str, ...]:
-        """All that survived, in words."""
-        return (*self.processes_left, *self.ports_left, *self.machines_left)
-
-    @property
-    def clean(self) -> bool:
-        return not self.left
 
 
 def fleet_dir(root: Path, name: str) -> FleetDir:
@@ -125,21 +82,16 @@ def up(
     _need_disk(fleet.path)
     state = _prepare(fleet, spec, spec_file, ports or {}, clock())
     try:
-        env = {**os.environ, **_marks(fleet)}
-        processes.spawn(
-            [sys.executable, "-m", "rayburst.dev.supervisor", str(fleet.path)],
-            env=env,
-            log=fleet.logs / "supervisor.log",
-        )
+        start_supervisor(fleet, _SUPERVISOR)
         if state.store_is_embedded:
             say(f"object store: {state.store_uri} at {state.store_endpoint}")
             store_server(fleet, state).wait_until_ready(
-                lambda: _tail(fleet.logs / "object-store.log"), timeout_s=90
+                lambda: tail(fleet.logs / "object-store.log"), timeout_s=90
             )
             store_server(fleet, state).create_bucket(BUCKET)
         say(f"Ray head: {state.gcs_address}, dashboard {state.dashboard_url}")
         _start_head(fleet, state)
-        (fleet.path / HEAD_STARTED).touch()
+        fleet.head_started_file.touch()
         say("agent: planner and autoscaler v2")
         wait_for_agent(fleet, timeout_s=90)
     except BaseException:
@@ -159,28 +111,15 @@ def down(fleet: FleetDir) -> DownReport:
 
     Works after a crash of `up`, with a damaged state file, and when half of it is dead already.
     """
-    found = processes.owned(fleet.path)
-    if not found and not fleet.path.exists():
+    if not processes.owned(fleet.path) and not fleet.path.exists():
         raise FleetNotFoundError(f"no fleet {fleet.name!r} here: {fleet.path} does not exist")
-    state = _state_if_readable(fleet)
-    ports = _ports_of(found, state)
-    _end_roles(found, "rayburst.dev.supervisor", "rayburst.fleet.agent")
-    machines_left: tuple[str, ...] = ()
-    if state is not None:
-        with contextlib.suppress(FleetBrokenError):
-            machines_left = give_back_hosts(fleet, why="the fleet went down")
-    left = processes.end(processes.owned(fleet.path), grace_s=2.0)
-    left += processes.end(processes.owned(fleet.path), grace_s=0.0)  # born while we were killing
-    open_ports = processes.wait_until_closed(ports, timeout_s=10)
-    report = DownReport(
-        processes_ended=len(found),
-        ports_closed=len(ports) - len(open_ports),
-        processes_left=tuple(f"{p.pid} {p.name()}" for p in left),
-        ports_left=tuple(f"{address}:{port}" for address, port in open_ports),
-        machines_left=machines_left,
-    )
-    if report.clean:
-        _remove_leftovers(fleet, state)
+    state = state_if_readable(fleet)
+    report = end_fleet(fleet, supervisor=_SUPERVISOR)
+    if report.clean and state is not None:
+        if state.ray_tmp:
+            shutil.rmtree(state.ray_tmp, ignore_errors=True)
+        if state.store_is_embedded:
+            store_server(fleet, state).remove_sockets()
     return report
 
 
@@ -313,113 +252,4 @@ def _start_head(fleet: FleetDir, state: FleetState) -> None:
             return
         # Ray gives its own processes 30 s, fixed; a busy machine may need a second try
         processes.cut(fleet.path, _HEAD)
-    raise StartError(f"Ray's head did not start in {_HEAD_TRIES} tries; {_tail(log)}")
-
-
-def wait_for_agent(fleet: FleetDir, *, timeout_s: float) -> None:
-    """Wait until the agent has seen Ray's head. Raises StartError."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        status = read_json(fleet.agent_file)
-        if status and status["head_answers"]:
-            return
-        time.sleep(0.1)
-    raise StartError(
-        f"the agent did not reach Ray's head within {timeout_s:.0f} s; "
-        f"{_tail(fleet.logs / 'agent.log')}"
-    )
-
-
-def _tail(log: Path, lines: int = 15) -> str:
-    if not log.exists():
-        return f"its log {log} is empty"
-    text = log.read_text(errors="replace").splitlines()[-lines:]
-    return f"the end of {log}:\n" + "\n".join(f"  {line}" for line in text)
-
-
-def _state_if_readable(fleet: FleetDir) -> FleetState | None:
-    try:
-        return fleet.read_state()
-    except (FleetBrokenError, FleetNotFoundError):
-        return None
-
-
-def _ports_of(found: list[psutil.Process], state: FleetState | None) -> list[tuple[str, int]]:
-    """Every port that the fleet's processes listen on now, and those its state names."""
-    ports = set()
-    for process in found:
-        with contextlib.suppress(psutil.Error):
-            for connection in process.net_connections(kind="tcp"):
-                if connection.status == psutil.CONN_LISTEN:
-                    ports.add((_reachable(connection.laddr.ip, state), connection.laddr.port))
-    if state is not None:
-        ports |= {(state.head_address, port) for port in state.ports.values()}
-    return sorted(ports)
-
-
-def _reachable(address: str, state: FleetState | None) -> str:
-    if address in ("0.0.0.0", "::"):
-        return state.head_address if state else "127.0.0.1"
-    return address.removeprefix("::ffff:")
-
-
-def _end_roles(found: list[psutil.Process], *modules: str) -> None:
-    roles = []
-    for process in found:
-        with contextlib.suppress(psutil.Error):
-            if any(module in process.cmdline() for module in modules):
-                roles.append(process)
-    processes.end(roles, grace_s=2.0)
-
-
-def give_back_hosts(fleet: FleetDir, *, why: str) -> tuple[str, ...]:
-    """Terminate hosts and journal their ends while the object store still answers.
-
-    Returns what could not be given back.
-    """
-    log = EventLog(open_store(fleet, IMPATIENT), spool=fleet.spool)
-    spec = fleet.spec()
-    for pool in open_pools(fleet).values():
-        for host in pool.hosts():
-            if host.lives:
-                pool.terminate(host.id, why=why)
-        for host in pool.hosts():
-            for event in events_of(host, spec.pool(pool.name)):
-                log.append(event)
-            pool.forget(host.id)
-    log.flush()
-    return _wait_for_machines(fleet)
-
-
-def _wait_for_machines(fleet: FleetDir) -> tuple[str, ...]:
-    """Those of `ssh` pools that do not take their hosts' end; they stay on record until they do."""
-    spec, deadline = fleet.spec(), time.monotonic() + _GIVE_BACK_S
-    machines = [pool for pool in open_pools(fleet).values() if spec.pool(pool.name).kind == "ssh"]
-    while left := [(pool, host) for pool in machines for host in pool.hosts()]:
-        if time.monotonic() > deadline:
-            return tuple(f"{host.id}: {host.address} does not answer" for _, host in left)
-        for pool, host in left:
-            pool.forget(host.id)
-        time.sleep(0.2)
-    return ()
-
-
-def _remove_leftovers(fleet: FleetDir, state: FleetState | None) -> None:
-    if state is not None:
-        if state.ray_tmp:
-            shutil.rmtree(state.ray_tmp, ignore_errors=True)
-        if state.store_is_embedded:
-            store_server(fleet, state).remove_sockets()
-    for folder in ("hosts", "failures", "market"):
-        shutil.rmtree(fleet.path / folder, ignore_errors=True)
-    files = (
-        "agent.json",
-        "spent.json",
-        "autoscaling.yaml",
-        "openings.json",
-        "openings.lock",
-        "hosts.lock",
-    )
-    for file in (HEAD_STARTED, "token", *files):
-        (fleet.path / file).unlink(missing_ok=True)
-    fleet.state_file.unlink(missing_ok=True)
+    raise StartError(f"Ray's head did not start in {_HEAD_TRIES} tries; {tail(log)}")

@@ -58,3 +58,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise FleetBrokenError(f"{path} holds {type(value).__name__}, expected an object")
     return value
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """The end of a log, for a message."""
+    if not log.exists():
+        return f"its log {log} is empty"
+    text = log.read_text(errors="replace").splitlines()[-lines:]
+    return f"the end of {log}:\n" + "\n".join(f"  {line}" for line in text)

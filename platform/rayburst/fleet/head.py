@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -24,7 +23,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from rayburst.dev import embedded
 from rayburst.errors import (
     FleetBrokenError,
     FleetNotFoundError,
@@ -44,8 +42,11 @@ from rayburst.fleet.render import ray_config, to_yaml
 from rayburst.fleet.spec import HEAD
 from rayburst.fleet.store import open_store
 from rayburst.fleet.submissions import forget_all, resubmit
+from rayburst.fleet.supervisor import AUTOSCALER_ENVIRONMENT, start_supervisor, wait_for_agent
+from rayburst.fleet.teardown import end_fleet, give_back_hosts
 
 _AGENT_S = 90.0
+_SUPERVISOR = "rayburst.fleet.supervisor"
 _LOST = "lost with its head"
 _SHIPPED = ("fleet.yaml", "token", "store.json")
 _PRIVATE = ("token", "store.json")
@@ -58,7 +59,7 @@ def prepare(fleet: FleetDir) -> None:
     """
     processes.end(processes.owned(fleet.path), grace_s=5.0)
     if fleet.state_file.exists():
-        embedded.give_back_hosts(fleet, why="the head was made anew")
+        give_back_hosts(fleet, why="the head was made anew")
     ship = fleet.path / "ship"
     for name in _SHIPPED:
         if (ship / name).exists():
@@ -78,11 +79,11 @@ def prepare(fleet: FleetDir) -> None:
     )
     fleet.write_state(state)
     write_atomically(fleet.autoscaling_file, to_yaml(ray_config(spec, fleet_dir=fleet.path)))
-    for stale in ("agent.json", embedded.HEAD_STARTED):
-        (fleet.path / stale).unlink(missing_ok=True)
+    for stale in (fleet.agent_file, fleet.head_started_file):
+        stale.unlink(missing_ok=True)
     env = {
         **ray_environment(fleet, state),
-        **embedded.AUTOSCALER_ENVIRONMENT,
+        **AUTOSCALER_ENVIRONMENT,
         "AUTOSCALER_METRIC_PORT": str(PORTS["metrics"]),
         # later than the agent, which knows a launch that failed from a host that is not needed
         "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S": str(int(spec.limits.join_s) + 60),
@@ -98,17 +99,9 @@ def start(fleet: FleetDir) -> None:
 
     What an earlier head of the fleet left elsewhere is cleared: see `clear`.
     """
-    (fleet.path / embedded.HEAD_STARTED).touch()
-    processes.spawn(
-        [sys.executable, "-m", "rayburst.dev.supervisor", str(fleet.path)],
-        env={
-            **os.environ,
-            processes.OWNER_VARIABLE: str(fleet.path),
-            processes.HOST_VARIABLE: HEAD,
-        },
-        log=fleet.logs / "supervisor.log",
-    )
-    embedded.wait_for_agent(fleet, timeout_s=_AGENT_S)
+    fleet.head_started_file.touch()
+    start_supervisor(fleet, _SUPERVISOR, **{processes.HOST_VARIABLE: HEAD})
+    wait_for_agent(fleet, timeout_s=_AGENT_S)
     try:
         for line in clear(fleet):
             sys.stdout.write(f"{line}\n")
@@ -165,7 +158,7 @@ def down(fleet: FleetDir) -> None:
     with contextlib.suppress(FleetNotFoundError, StoreError):
         forget_all(open_store(fleet))
         forget_luggage(open_store(fleet), fleet.name)
-    report = embedded.down(fleet)
+    report = end_fleet(fleet, supervisor=_SUPERVISOR)
     if not report.clean:
         raise FleetBrokenError(f"left behind: {', '.join(report.left)}")
     shutil.rmtree(fleet.path / "ship", ignore_errors=True)

@@ -113,6 +113,11 @@ class FleetDir:
         return self.path / "spent.json"
 
     @property
+    def head_started_file(self) -> Path:
+        """There once Ray's head runs: agent and bookkeeper wait for it."""
+        return self.path / "head-started"
+
+    @property
     def ship_token_file(self) -> Path:
         """The token of a fleet that `ray up` started, where it was called."""
         return self.path / "ship" / "token"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from box_cluster import BoxCluster
@@ -59,57 +57,25 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BoxCluster]:
             assert "lease.json" not in cluster.on(host, "ls -A ~/.rayburst")
 
 
-def living(cluster: BoxCluster) -> dict[str, str]:
-    """Living hosts by their addresses, as the head knows them."""
-    told = cluster.on("head", "python -m rayburst.fleet.head hosts ~/.rayburst/lab")
-    return {host["address"]: host["id"] for host in json.loads(told.splitlines()[-1])}
-
-
-def submit(cluster: BoxCluster, folder: str, words: str) -> str:
-    """Submit a job from the user's machine through `ray dashboard`; its id."""
-    job = f"job-{len(cluster.jobs)}"
-    cluster.jobs.append(job)
-    tunnel = "until (echo > /dev/tcp/127.0.0.1/8265) 2>/dev/null; do sleep 0.2; done; "
-    command = block("bash", "ray job submit").replace(
-        "--no-wait", f"--no-wait --submission-id {job}"
-    )
-    command = command.replace("python spread.py", words).replace("-dir job", f"-dir {folder}")
-    cluster.laptop(tunnel + command)
-    return job
-
-
-def log_of(cluster: BoxCluster, job: str) -> str:
-    return cluster.laptop(f'eval "$(rayburst env lab)"; ray job logs {job}')
-
-
-def ended(cluster: BoxCluster, job: str, timeout_s: float = 120) -> str:
-    """The log of a job that has succeeded."""
-
-    def probe() -> bool | None:
-        told = cluster.laptop(f'eval "$(rayburst env lab)"; ray job status {job}')
-        assert not any(word in told for word in ("failed", "stopped")), log_of(cluster, job)
-        return "succeeded" in told or None
-
-    wait_for(probe, what=f"{job} to succeed", timeout_s=timeout_s)
-    return log_of(cluster, job)
-
-
-def events(cluster: BoxCluster) -> list[dict[str, Any]]:
-    told = cluster.on("head", "rayburst events lab --json")
-    return [json.loads(line) for line in told.splitlines() if line.startswith("{")]
-
-
 def all_given_back(cluster: BoxCluster) -> None:
-    wait_for(lambda: not living(cluster) or None, what="idle hosts to be given back", timeout_s=60)
+    wait_for(lambda: not cluster.living() or None, what="idle hosts to be given back", timeout_s=60)
     for rack in ("rack-1", "rack-2"):
         assert cluster.on(rack, "ls -A ~/.rayburst") == ""
         assert cluster.processes_on(rack) == []
 
 
+def trains_with(cluster: BoxCluster, job: str, workers: int) -> None:
+    def told() -> bool | None:
+        return f"world {workers}" in cluster.log_of(job) or None
+
+    wait_for(told, what=f"{job} to train with {workers}", timeout_s=120)
+
+
 def test_machines_join_when_there_is_work_and_leave_when_there_is_none(cluster: BoxCluster) -> None:
-    assert living(cluster) == {}, "no host before there is work"
+    assert cluster.living() == {}, "no host before there is work"
     cluster.put("laptop", "~/job/spread.py", SPREAD)
-    said = ended(cluster, submit(cluster, "job", "python spread.py"))
+    submitted = cluster.asking(block("bash", "ray job submit"))
+    said = cluster.ended(re.findall(r"raysubmit_\w+", submitted)[0])
     ran_on = next(line for line in said.splitlines() if line.startswith("ran on")).split()[2:]
     assert len(ran_on) == 2 and all(host.startswith("rack-") for host in ran_on)
     all_given_back(cluster)
@@ -124,3 +90,47 @@ def test_rays_own_commands_reach_the_head(cluster: BoxCluster) -> None:
     assert "head" in said and "carried along" in said
     said = cluster.laptop(block("bash", "ray exec"))
     assert "fleet lab" in said and "node events" in said
+
+
+@pytest.mark.soak
+def test_an_owner_takes_a_machine_and_training_goes_on_without_it(cluster: BoxCluster) -> None:
+    with cluster.explained():
+        job = cluster.train("first", "--workers 1:2 --steps 3000")
+        trains_with(cluster, job, 2)
+        address, node = next(iter(cluster.living().items()))
+        rack = next(name for name, host in cluster.hosts.items() if host.address == address)
+        reclaim = "echo 20 > ~/.rayburst/reclaim; stat -c %.9Y ~/.rayburst/reclaim"
+        written = float(cluster.on(rack, reclaim))
+        trains_with(cluster, job, 1)
+        noticed, drained = cluster.event("notice", node), cluster.event("draining", node)
+        assert noticed is not None and drained is not None
+        assert noticed["deadline"] == pytest.approx(written + 20, abs=0.01)
+        assert drained["why"] == "its owner wants it back"
+        assert drained["t"] - written <= 2.0
+        wait_for(lambda: address not in cluster.living() or None, what="the machine to go")
+        assert cluster.processes_on(rack) == []
+        log = cluster.log_of(job)
+        assert "training with 1 worker from step" in log
+        assert "steps again" not in log, "it had notice and lost no step"
+        cluster.asking(f"ray job stop {job}")
+        cluster.on(rack, "rm ~/.rayburst/reclaim")
+        all_given_back(cluster)
+
+
+@pytest.mark.soak
+def test_the_autoscaler_is_killed_while_machines_are_launched(cluster: BoxCluster) -> None:
+    cluster.put("laptop", "~/job/spread.py", SPREAD)
+    before = {event["node"] for event in cluster.events()}
+    with cluster.explained():
+        job = cluster.submit("job", "python spread.py")
+        wait_for(lambda: cluster.living() or None, what="a launch", timeout_s=60)
+        find = "pgrep -f autoscaler/v2/monitor.py"
+        killed = cluster.on("head", find)
+        cluster.on("head", f"kill -KILL {killed}")
+        said = cluster.ended(job)
+        assert cluster.on("head", find) != killed, "the agent has started another"
+        ran_on = set(re.findall(r"rack-\w+", said.partition("ran on")[2]))
+        assert len(ran_on) == 2
+        used = {event["node"] for event in cluster.events()} - before
+        assert used == ran_on, "no machine was taken twice"
+        all_given_back(cluster)
