@@ -54,12 +54,13 @@ def holders(parameter: Tensor, sharing: Sharing) -> int:
     if isinstance(parameter, DTensor):
         mesh = parameter.device_mesh
         names = mesh.mesh_dim_names or ()
-        for name, placement in zip(names, parameter.placements, strict=True):
+        for at, (name, placement) in enumerate(zip(names, parameter.placements, strict=True)):
             if name in ("shard", "tensor") and not placement.is_replicate():
-                split *= mesh[name].size()
+                split *= mesh.size(at)  # mesh[name] would make a mesh for each weight
     return sharing.shard * sharing.tensor // split
 
 
+@torch.no_grad()
 def total_norm(parameters: Iterable[Tensor], sharing: Sharing) -> Tensor:
     """L2 norm over all gradients of the model, a float32 scalar; call it on all ranks together."""
     by_holders: dict[int, list[Tensor]] = {}
@@ -77,6 +78,7 @@ def total_norm(parameters: Iterable[Tensor], sharing: Sharing) -> Tensor:
     return squares.sqrt()
 
 
+@torch.no_grad()
 def scale_gradients(parameters: Iterable[Tensor], factor: Tensor | float) -> None:
     """Multiply all gradients in place."""
     gradients = [g for g in map(local_gradient, parameters) if g is not None]
