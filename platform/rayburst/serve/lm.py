@@ -3,9 +3,10 @@
     serve run serve_apps.lm:app checkpoint=s3://bucket/runs/demo
     serve deploy serve_apps/lm.yaml
 
-Each replica loads the checkpoint by its address and answers requests in batches. Serve's
-access log is off: it costs more than a small model does. Who may ask is not decided here;
-the proxy listens on loopback unless its options say otherwise.
+Each replica loads the checkpoint by its address. Texts are written together, token by token
+(rayburst.serve.generate); those to score are computed in batches. Serve's access log is off: it
+costs more than a small model does. Who may ask is not decided here; the proxy listens on loopback
+unless its options say otherwise.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from rayburst.serve import decode
+from rayburst.serve.generate.engine import Engine, EngineOptions
+from rayburst.serve.generate.request import Request
+from rayburst.serve.generate.service import GenerationService
 from rayburst.serve.lm_api import GenerateRequest, ModelInfo, build_api
 from rayburst.serve.locate import locate
 from rayburst.train.trained import load_model
@@ -41,8 +45,12 @@ class LMArgs(BaseModel):
         default=None,
         description="address of a checkpoint or a run; else RAYBURST_MODEL; else the newest run",
     )
-    max_batch: int = Field(default=32, ge=1, le=1024, description="requests in one forward pass")
-    batch_wait_ms: float = Field(default=5.0, ge=0, le=1000, description="wait for company")
+    max_batch: int = Field(
+        default=32, ge=1, le=1024, description="texts written together, texts scored together"
+    )
+    batch_wait_ms: float = Field(
+        default=5.0, ge=0, le=1000, description="a text to score waits for others"
+    )
     replicas: int = Field(default=1, ge=1, description="copies of the model")
     cpus: float = Field(default=1.0, ge=0, description="CPUs a replica asks Ray for")
     gpus: float = Field(default=0.0, ge=0, description="GPUs a replica asks Ray for")
@@ -57,7 +65,9 @@ class LanguageModel:
         self._model = model.to("cuda" if args.gpus and torch.cuda.is_available() else "cpu")
         self._info = _model_info(meta, parameters=model.parameter_count)
         self._rows_at_once = args.max_batch
-        self._generate = _batched(self._generate_all, args)
+        engine = Engine(self._model, EngineOptions(max_running=args.max_batch))
+        # Serve lets so many in, so none is refused here.
+        self._texts = GenerationService(engine, max_waiting=_ongoing(args))
         self._score = _batched(self._score_all, args)
 
     @property
@@ -66,16 +76,17 @@ class LanguageModel:
         return self._info
 
     async def generate(self, request: GenerateRequest, seed: int) -> bytes:
-        """The bytes that follow the prompt, computed together with other requests."""
-        return await self._generate(
-            decode.Generation(
+        """The bytes that follow the prompt; a caller that leaves frees its place at once."""
+        written = await self._texts.write(
+            Request(
                 prompt=request.prompt.encode(),
-                max_new_tokens=request.max_new_tokens,
+                max_tokens=request.max_new_tokens,
                 temperature=request.temperature,
                 top_k=request.top_k,
                 seed=seed,
             )
         )
+        return written.data
 
     async def score(self, text: bytes) -> tuple[float, int]:
         """Bits per byte and bytes scored, computed together with other requests."""
@@ -84,17 +95,11 @@ class LanguageModel:
 
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises: the model must still compute."""
-        probe = decode.Generation(
-            prompt=b"\n", max_new_tokens=1, temperature=0.0, top_k=None, seed=0
-        )
-        await asyncio.to_thread(decode.generate, self._model, [probe])
+        await self._texts.check()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve calls this once the model is loaded."""
         return build_api(self)
-
-    def _generate_all(self, requests: list[decode.Generation]) -> list[bytes]:
-        return decode.generate(self._model, requests)
 
     def _score_all(self, texts: list[bytes]) -> list[decode.Score]:
         return decode.score(self._model, texts, rows_at_once=self._rows_at_once)
@@ -112,13 +117,17 @@ def build(args: LMArgs) -> Any:
         name="LanguageModel",
         num_replicas=args.replicas,
         ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
-        # One batch computes while the next ones form.
-        max_ongoing_requests=4 * args.max_batch,
+        max_ongoing_requests=_ongoing(args),
         health_check_period_s=5,
         logging_config=LoggingConfig(enable_access_log=False),
         max_constructor_retry_count=2,  # what does not load twice will not at the 20th try
     )
     return deployment.bind(args)
+
+
+def _ongoing(args: LMArgs) -> int:
+    """Requests on a replica: some are written, others wait for their place."""
+    return 4 * args.max_batch
 
 
 def _batched(

@@ -14,6 +14,7 @@ import pytest
 import requests
 import torch
 import yaml
+from generation_client import beside_each_other, leaves_in_the_middle, whole_texts
 from ray.job_submission import JobSubmissionClient
 
 from rayburst.errors import DeployError
@@ -180,6 +181,22 @@ def test_an_uploaded_application_joins_and_leaves_without_touching_the_first(
     delete(head.dashboard_url, head.token, name="older")
     assert [s.name for s in statuses(head.dashboard_url, head.token)] == ["lm"]
     assert _replica_pid(head) == before
+
+
+def test_generated_text_streams_and_ends_with_its_client_by_serves_own_proxy_too(
+    served: DeployStatus, head: Head, trained: Trained
+) -> None:
+    app = {
+        "name": "llm",
+        "route_prefix": "/llm",
+        "import_path": "serve_apps.llm:app",
+        "args": {"checkpoint": trained.newer, "name": "demo", "cpus": 0.1},
+    }
+    url = deploy(head.dashboard_url, head.token, app=app, timeout_s=120).url
+    assert [beside_each_other(url, n) for n in range(4)] == whole_texts(trained.model, 4)
+    for stream in (True, False):
+        leaves_in_the_middle(url, stream=stream)
+    delete(head.dashboard_url, head.token, name="llm")
 
 
 def test_what_cannot_be_served_fails_with_the_reason_and_leaves_the_rest(
