@@ -79,7 +79,7 @@ class RetryingApi(_Api):  # type: ignore[misc]
             pid, retries = count_retries(await self._send_socket_command(SHOW))
         except (RuntimeError, ValueError):
             return  # between two processes, or not up yet
-        for backend in self.retried & retries.keys():
+        for backend in self.retried & retries.keys() & self.backend_configs.keys():
             more = retries[backend] - self._counted.get((pid, backend), 0)
             if more > 0:
                 application = self.backend_configs[backend].app_name
