@@ -50,7 +50,7 @@ class Growth:
     stay_s: mean time between interruptions of a group of `possible` workers.
     ready_s: how long the group still trains at `size` while new workers get ready.
     stop_s: how long the change stops all workers.
-    gain_s: what the growth saves, its cost taken off; None where `left_s` is.
+    gain_s: what the growth saves, its cost taken off; None where `left_s` is, or nobody stays.
     """
 
     size: int
@@ -72,6 +72,8 @@ class Growth:
 
     def __str__(self) -> str:
         words = f"growth from {self.size} to {self.possible} workers "
+        if not self.size:
+            return words + "is taken: no other worker stays"
         if self.left_s is None or self.gain_s is None:
             return words + "is taken: nobody knows yet how much time is left"
         saves = f"saves {self.gain_s:.0f} s" if self.pays else "does not pay"
@@ -115,7 +117,7 @@ def growth(
     stay_s = between_s * told.get("world", 1.0) / possible if possible else math.inf
     left_s = told.get("eta_s")
     gain_s = None
-    if left_s is not None and possible > size:
+    if left_s is not None and possible > size > 0:
         later_s = max(0.0, left_s - ready_s)
         gain_s = resize_gain_s(
             size=size, possible=possible, left_s=later_s, stay_s=stay_s, stop_s=stop_s

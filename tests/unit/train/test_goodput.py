@@ -118,3 +118,11 @@ def test_the_report_tells_waiting_for_data_and_decisions_on_growth_with_their_nu
     assert "steps waited for data for 0.50% of their time" in str(report)
     assert "growth from 1 to 2 workers saves 35 s: 100 s are left" in str(report)
     assert run_report([]).data_wait_share is None
+
+
+def test_where_no_worker_stays_others_are_started_whatever_is_left() -> None:
+    """All nodes are cut or under notice, and new ones are there already."""
+    found = growth(0, 2, b'{"eta_s": 1.0, "world": 2}', GrowthOptions(), in_place_s=2.0)
+    assert found.pays
+    assert found.gain_s is None
+    assert "no other worker stays" in str(found)
