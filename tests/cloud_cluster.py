@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Set
@@ -56,7 +57,7 @@ class CloudCluster:
     def __init__(self, cloud: Cloud, pools: str, shared: Path, *, join: str = "60s") -> None:
         self.cloud = cloud
         self.peak: Counter[str] = Counter()
-        self.named: list[str] = []
+        self._works: dict[str, Path] = {}  # the newest folder of each work
         self.shared = shared  # a folder that every host sees
         self.at = BoxCluster(cloud.box, racks=0)
         keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -101,19 +102,22 @@ class CloudCluster:
 
     def work(self, name: str, count: int, *labels: str) -> subprocess.Popen[bytes]:
         """Tasks of one CPU that wait for `release(name)`, each on a host that it names."""
-        folder = self.shared / name
-        folder.mkdir()
-        self.named.append(name)
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.shared))
+        self._works[name] = folder
         words = " ".join([str(WORK), str(folder / "release"), str(count), *labels])
         command = f"{ENV} python {words} > {folder}/said 2>&1"
         return self.at.background(command, on="head")
 
     def release(self, name: str) -> None:
-        (self.shared / name / "release").touch()
+        (self._works[name] / "release").touch()
+
+    def release_all(self) -> None:
+        for name in self._works:
+            self.release(name)
 
     def running_on(self, name: str) -> set[str]:
         """The hosts on which tasks of some work have started."""
-        found = (self.shared / name).glob("running-*")
+        found = self._works[name].glob("running-*")
         return {file.name.removeprefix("running-") for file in found}
 
     def joined(
@@ -129,7 +133,7 @@ class CloudCluster:
 
     def ended(self, name: str) -> str:
         """Wait for the end of some work; what it said."""
-        file = self.shared / name / "said"
+        file = self._works[name] / "said"
 
         def told() -> str | None:
             text = file.read_text() if file.exists() else ""
