@@ -411,15 +411,20 @@ class Platform:
         env: Mapping[str, str] | None = None,
         timeout_s: float = 180.0,
     ) -> DeployStatus:
-        """Deploy a Serve application and wait until it is healthy.
+        """Deploy a Serve application, or a version of a model, and wait until it is healthy.
 
         Args:
-            app: import path such as "serve_apps.lm:app".
-            args: arguments of the application's builder.
+            app: import path such as "serve_apps.lm:app"; or a version such as "gpt@3" or
+                "gpt@production", which is proven first.
+            args: arguments of the application's builder; of a version those of serve_apps/lm.py.
 
         Raises:
             DeployError: it did not become healthy; holds Serve's own message.
+            VersionError: there is no such version, or it is not as it was published.
         """
+        if "@" in app and ":" not in app:
+            args = {"version": self.models.verify(app).ref, **(args or {})}
+            app = "rayburst.serve.lm_app:app"
         from rayburst.serve._ray_hooks import upload_local_folders
         from rayburst.serve.deploy import deploy
 

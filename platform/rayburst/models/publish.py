@@ -160,14 +160,14 @@ def _made(
     for scheme in schemes:
         stored[scheme] = put_tensors(folder, *packed(make(model, scheme)))
         say(f"{scheme}: {sum(file.size_bytes for file in stored[scheme]) / 1e6:.2f} MB stored")
-    if text is None:
-        if len(schemes) > 1:
-            raise DataError(
-                f"{where} keeps no held-out text, so {', '.join(schemes[1:])} cannot be compared "
-                "with fp32: publish without variants, then compare on a text of yours: python "
-                "jobs/quantize.py --model NAME@VERSION --text FILE"
-            )
+    if len(schemes) == 1:  # nothing to choose among
         return tuple(Variant(name=scheme, files=stored[scheme]) for scheme in schemes)
+    if text is None:
+        raise DataError(
+            f"{where} keeps no held-out text, so {', '.join(schemes[1:])} cannot be compared with "
+            "fp32: publish without variants, then compare on a text of yours: python "
+            "jobs/quantize.py --model NAME@VERSION --text FILE"
+        )
     config = model.config.to_dict()
     models = {s: unpacked(config, *get_tensors(folder, stored[s])) for s in schemes}
     table = measure(models, spread(text, block=model.config.block_size), threads=threads)

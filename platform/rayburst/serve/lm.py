@@ -1,24 +1,27 @@
 """The language model as a Ray Serve application; `serve_apps/lm.py` hands it to Serve.
 
     serve run serve_apps.lm:app checkpoint=s3://bucket/runs/demo
+    serve run serve_apps.lm:app version=gpt@production slo_ms=500
     serve deploy serve_apps/lm.yaml
 
-Each replica loads the checkpoint by its address. Texts are written together, token by token
-(rayburst.serve.generate); those to score are computed in batches. Serve's access log is off: it
-costs more than a small model does. Who may ask is not decided here; the proxy listens on loopback
-unless its options say otherwise.
+Each replica loads a checkpoint by its address, or a published version in the variant that its table
+says (docs/models.md). Texts are written together, token by token (rayburst.serve.generate); those
+to score are computed in batches. Serve's access log is off: it costs more than a small model does.
+Who may ask is not decided here; the proxy listens on loopback unless its options say otherwise.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
@@ -27,11 +30,11 @@ from rayburst.serve.generate.engine import Engine, EngineOptions
 from rayburst.serve.generate.request import Request
 from rayburst.serve.generate.service import GenerationService
 from rayburst.serve.lm_api import GenerateRequest, ModelInfo, build_api
-from rayburst.serve.locate import locate
-from rayburst.train.trained import load_model
+from rayburst.serve.published import Asked, ServedModel, load_served, settled
 
 __all__ = ["LMArgs", "LanguageModel", "build"]
 
+_log = logging.getLogger("ray.serve")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -45,6 +48,14 @@ class LMArgs(BaseModel):
         default=None,
         description="address of a checkpoint or a run; else RAYBURST_MODEL; else the newest run",
     )
+    version: str | None = Field(
+        default=None, description="a published one instead: gpt@3, gpt@production, or gpt"
+    )
+    variant: str | None = Field(default=None, description="of the version; else by its table")
+    slo_ms: float = Field(default=1000.0, gt=0, description="by the table a text is read within")
+    agreement: float = Field(
+        default=0.98, ge=0, le=1, description="least share of fp32's answers, by the table"
+    )
     max_batch: int = Field(
         default=32, ge=1, le=1024, description="texts written together, texts scored together"
     )
@@ -55,15 +66,33 @@ class LMArgs(BaseModel):
     cpus: float = Field(default=1.0, ge=0, description="CPUs a replica asks Ray for")
     gpus: float = Field(default=0.0, ge=0, description="GPUs a replica asks Ray for")
 
+    @model_validator(mode="after")
+    def _one_model(self) -> LMArgs:
+        if self.version is not None and self.checkpoint is not None:
+            raise ValueError(
+                f"version={self.version!r} and checkpoint={self.checkpoint!r} name two models: "
+                "give one of them"
+            )
+        if self.variant is not None and self.version is None:
+            raise ValueError(f"variant={self.variant!r} is of no version: add version=NAME@NUMBER")
+        return self
+
+    @property
+    def asked(self) -> Asked:
+        """What of it says which model."""
+        return Asked(**{f.name: getattr(self, f.name) for f in fields(Asked)})
+
 
 class LanguageModel:
     """One replica: a loaded model behind HTTP."""
 
     def __init__(self, args: LMArgs) -> None:
         torch.set_num_threads(max(1, int(args.cpus)))
-        model, meta = load_model(locate(args.checkpoint, os.environ))
+        served = load_served(args.asked, os.environ)
+        _log.info("%s answers as %s: %s", served.label, served.variant, served.why)
+        model = served.model
         self._model = model.to("cuda" if args.gpus and torch.cuda.is_available() else "cpu")
-        self._info = _model_info(meta, parameters=model.parameter_count)
+        self._info = _model_info(served)
         self._rows_at_once = args.max_batch
         engine = Engine(self._model, EngineOptions(max_running=args.max_batch))
         # Serve lets so many in, so none is refused here.
@@ -108,10 +137,10 @@ class LanguageModel:
 def build(args: LMArgs) -> Any:
     """The Serve application for `args`.
 
-    Where the fleet's store is known, "newest" is settled here, once for all replicas.
+    Where the fleet's store is known, "newest" and aliases are settled here, for all replicas alike.
     """
-    if args.checkpoint is None and "RAYBURST_STORE" in os.environ:
-        args = args.model_copy(update={"checkpoint": locate(None, os.environ)})
+    asked = settled(args.asked, os.environ)
+    args = args.model_copy(update={"checkpoint": asked.checkpoint, "version": asked.version})
     deployment = serve.deployment(
         serve.ingress()(LanguageModel),
         name="LanguageModel",
@@ -145,15 +174,17 @@ def _batched(
     return batched
 
 
-def _model_info(meta: dict[str, Any], *, parameters: int) -> ModelInfo:
-    run, step = meta.get("run"), meta.get("step")
+def _model_info(served: ServedModel) -> ModelInfo:
+    meta = served.meta
     return ModelInfo(
-        version=f"{run or 'unnamed'}@{'unknown' if step is None else step}",
+        version=served.label,
+        variant=served.variant,
         uri=meta["uri"],
-        run=run,
-        step=step,
+        run=meta.get("run"),
+        step=meta.get("step"),
+        data=served.data or None,
         bits_per_byte=meta.get("val_bits_per_byte"),
         order0_bits_per_byte=meta.get("order0_bits_per_byte"),
-        parameters=parameters,
+        parameters=served.model.parameter_count,
         block_size=meta["config"]["block_size"],
     )

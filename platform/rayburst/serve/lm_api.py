@@ -13,6 +13,8 @@ from typing import Any, Protocol
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = [
     "GenerateRequest",
@@ -74,12 +76,17 @@ class ScoreResponse(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """The model that answers. A figure its checkpoint does not hold is null."""
+    """The model that answers. A figure its checkpoint does not hold is null.
+
+    `uri` is the checkpoint that it comes from; `data` what a published version says of its text.
+    """
 
     version: str
+    variant: str = "fp32"
     uri: str
     run: str | None
     step: int | None
+    data: dict[str, Any] | None = None
     bits_per_byte: float | None
     order0_bits_per_byte: float | None
     parameters: int
@@ -124,7 +131,25 @@ def build_api(service: LanguageModelService) -> FastAPI:
     _add_model_routes(api, service)
     _add_text_routes(api, service)
     api.add_exception_handler(RequestValidationError, _unprocessable)
+    api.add_middleware(_Signed, info=service.info)
     return api
+
+
+class _Signed:
+    """Every answer says which version gave it, and in which form."""
+
+    def __init__(self, app: ASGIApp, info: ModelInfo) -> None:
+        self._app, self._info = app, info
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def signed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["x-rayburst-model"] = self._info.version
+                headers["x-rayburst-variant"] = self._info.variant
+            await send(message)
+
+        await self._app(scope, receive, signed)
 
 
 def _add_model_routes(api: FastAPI, service: LanguageModelService) -> None:
