@@ -1,18 +1,19 @@
 """Variants of a model on this host: size, agreement with fp32, latency by batch.
 
-    make bench-models                       # about six minutes on two cores
+    make bench-models                       # about five minutes on two cores
     python benchmarks/models.py --steps 300 --threads 1
 
 Trains a byte-level GPT on Python's own sources for minutes, publishes it with every variant on a
 store in a temporary folder, and writes what the version holds to benchmarks/out/models.json. The
 model is wide and shallow, so that nearly all its weights are in Linear layers, which are what int8
-shrinks. At top level: `int8_size_ratio` (bytes stored over fp32's), `int8_agreement` (share of
-held-out positions with fp32's likeliest byte) and, by variant, `speed_vs_fp32` (requests a second
-at the best batch that keeps --slo-ms). A peer stands beside them and is not offered: torch's own
-`quantize_dynamic`, which torch deprecates and which rounds the activations of a whole batch
-together, so that an answer depends on its company; `company` says how often.
+shrinks. At top level: `int8_size_ratio` (bytes stored over fp32's) and `int8_agreement` (share of
+held-out positions with fp32's likeliest byte). Below `quantization`: every row, requests a second
+at the best batch that keeps --slo-ms, and what would be chosen.
 
-What else the machine does is in every latency; the variants take turns, so it is in all alike.
+A peer stands beside them and is not offered: torch's own `quantize_dynamic`, which torch deprecates
+and which rounds the activations of a whole batch together, so that an answer depends on its
+company; `company` says at how many positions, for each. What else the machine does is in every
+latency; the variants take turns, so it is in all alike.
 """
 
 from __future__ import annotations
@@ -114,7 +115,20 @@ def company(models: dict[str, Any], texts: torch.Tensor) -> dict[str, float]:
     }
 
 
-def result(version: ModelVersion, args: argparse.Namespace, peer: dict[str, Any]) -> dict[str, Any]:
+def beside(loaded: dict[str, GPT], text: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """The peer, in turns with fp32, and how much company changes answers."""
+    models = {"fp32": loaded["fp32"], "peer": deprecated(loaded["fp32"])}
+    texts = spread(text, block=loaded["fp32"].config.block_size, count=64)
+    table = measure(models, texts, rounds=5, threads=args.threads)
+    return {
+        "peer": table["peer"].model_dump(),
+        "peer_fp32": table["fp32"].model_dump(),
+        "company": company({**loaded, "quantize_dynamic": models["peer"]}, texts),
+    }
+
+
+def result(version: ModelVersion, args: argparse.Namespace) -> dict[str, Any]:
+    """What the version's table says."""
     by = {v.name: v for v in version.variants}
     rows = {
         v.name: {"bytes": v.size_bytes, **(v.measured.model_dump() if v.measured else {})}
@@ -142,7 +156,6 @@ def result(version: ModelVersion, args: argparse.Namespace, peer: dict[str, Any]
         "slo_ms": args.slo_ms,
         "choice": chosen,
         "variants": rows,
-        **peer,
     }
 
 
@@ -177,7 +190,7 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    p.add_argument("--steps", type=int, default=120)
+    p.add_argument("--steps", type=int, default=80)
     p.add_argument("--width", type=int, default=512)
     p.add_argument("--layers", type=int, default=4)
     p.add_argument("--threads", type=int, default=1)
@@ -191,22 +204,22 @@ def main() -> None:
         models.publish(f"{RUN}@{args.steps}", name=NAME)
         version = publish_variants(models, f"{NAME}@1", SCHEMES, threads=args.threads, say=print)
         loaded = {v.name: models.load(version.ref, v.name)[0] for v in version.variants}
-        old = deprecated(loaded["fp32"])
+        found = {**result(version, args), "machine": about, "args": vars(args)}
+        keep(found)  # what follows is about the peer alone
         text = held_out(models.store.child(f"runs/{RUN}"))
         if text is None:
             raise SystemExit("the run kept no text")
-        texts = spread(text[0], block=loaded["fp32"].config.block_size)
-        beside = measure({"fp32": loaded["fp32"], "peer": old}, texts, threads=args.threads)
-        peer = {
-            "peer": beside["peer"].model_dump(),
-            "peer_fp32": beside["fp32"].model_dump(),
-            "company": company({**loaded, "quantize_dynamic": old}, texts),
-        }
-    found = {**result(version, args, peer), "machine": about, "args": vars(args)}
+        found |= beside(loaded, text[0], args)
+    keep(found)
+    show(found)
+
+
+def keep(found: dict[str, Any]) -> None:
+    """Into the file, beside what other benchmarks have put there."""
     OUT.parent.mkdir(exist_ok=True)
     kept = json.loads(OUT.read_text()) if OUT.exists() else {}
-    OUT.write_text(json.dumps(kept | found, indent=1))
-    show(found)
+    top = {name: found[name] for name in ("int8_size_ratio", "int8_agreement")}
+    OUT.write_text(json.dumps(kept | top | {"quantization": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -36,8 +36,16 @@ Why = Annotated[str, typer.Option(help="A word for the history")]
 
 
 def _models(store: str) -> ModelRegistry:
+    from rayburst.checkpoint.store import local_path
+    from rayburst.errors import VersionNotFoundError
     from rayburst.models.registry import ModelRegistry
 
+    folder = local_path(store)
+    if folder is not None and not folder.is_dir():  # opening it would make it
+        raise VersionNotFoundError(
+            f"--store {store}: there is no folder {folder}. Give the store that holds `runs` and "
+            "`models`, for example --store s3://fleet"
+        )
     return ModelRegistry.open(store)
 
 

@@ -49,3 +49,9 @@ def test_an_unknown_model_lists_the_known_ones(tmp_path: Path) -> None:
     for words in (("ls", "gtp"), ("show", "gtp@1"), ("rollback", "gtp")):
         with pytest.raises(VersionNotFoundError, match=r"no model 'gtp'.*models: gpt"):
             call(tmp_path, *words)
+
+
+def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(VersionNotFoundError, match="there is no folder"):
+        call(tmp_path / "typo", "ls")
+    assert not (tmp_path / "typo").exists()

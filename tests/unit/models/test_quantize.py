@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import runpy
+import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,13 +14,15 @@ import torch
 from published_models import save_run, some_text
 
 from rayburst.errors import DataError, VariantError
-from rayburst.models import ModelRegistry
+from rayburst.models import ModelRegistry, publish
 from rayburst.models.measure import measure, spread
 from rayburst.models.publish import publish_variants
 from rayburst.models.quantize import SCHEMES, make, packed, unpacked
+from rayburst.serve.decode import Generation, generate, score
 from rayburst.train.gpt import GPT
 
 pytest.importorskip("torchao", reason="the extra `int8`; `dev` has it")
+JOB = Path(__file__).parents[3] / "jobs" / "quantize.py"
 TEXT = ("".join(f"def f{n}(x):\n    return x * {n}\n" for n in range(400))).encode()
 
 
@@ -74,6 +80,20 @@ def test_a_dynamic_variant_answers_alike_in_any_company(model: GPT) -> None:
     torch.testing.assert_close(made(idx[:1])[0][0], made(idx)[0][0])
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_variant_writes_and_scores_as_a_served_model_does(model: GPT, scheme: str) -> None:
+    made = make(model, scheme)
+    asked = [
+        Generation(prompt=TEXT[:n], max_new_tokens=6, temperature=0.0, top_k=None, seed=0)
+        for n in (3, 40)  # from memory, and beyond the model's block
+    ]
+    written = generate(made, asked)
+    assert [len(text) for text in written] == [6, 6]
+    assert written == [generate(made, [one])[0] for one in asked]  # alone as in company
+    (mine,), (exact,) = (score(m, [TEXT[:200]], rows_at_once=8) for m in (made, model))
+    assert mine.bits_per_byte == pytest.approx(exact.bits_per_byte, abs=0.05)
+
+
 def test_variants_are_published_with_their_table_and_from_a_version(tmp_path: Path) -> None:
     save_run(str(tmp_path), "first", step=10, text=some_text(tmp_path))
     models = ModelRegistry.open(str(tmp_path))
@@ -92,6 +112,31 @@ def test_variants_are_published_with_their_table_and_from_a_version(tmp_path: Pa
         publish_variants(models, "gpt", ["bf16"], text=spread_of(b"abc"))
     with pytest.raises(VariantError, match="'int3' is not known"):
         publish_variants(models, "gpt", ["int3"])
+
+
+def test_the_job_publishes_the_next_version_and_says_what_it_cannot_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_run(str(tmp_path), "first", step=10)
+    ModelRegistry.open(str(tmp_path)).publish("first", name="gpt")
+    monkeypatch.setattr(publish, "measure", partial(measure, batches=(1,), rounds=1))
+    text = some_text(tmp_path)
+
+    def job(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["quantize.py", "--model", "gpt@1", *words])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(JOB), run_name="__main__")
+        return int(ended.value.code or 0)
+
+    assert job("--variants", "bf16") == 2
+    assert "RAYBURST_STORE" in capsys.readouterr().err
+    monkeypatch.setenv("RAYBURST_STORE", str(tmp_path))
+    assert job("--variants", "bf16") == 1
+    assert "keeps no held-out text" in capsys.readouterr().err
+    assert job("--variants", "bf16", "int8", "--text", str(text), "--threads", "1") == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1].removeprefix("RESULT "))
+    assert (said["version"], list(said["variants"])) == ("gpt@2", ["fp32", "bf16", "int8"])
+    assert said["variants"]["fp32"]["agreement"] == 1.0
 
 
 def spread_of(text: bytes):
