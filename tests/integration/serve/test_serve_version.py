@@ -46,7 +46,7 @@ def test_a_version_answers_by_its_alias_and_a_damaged_one_takes_nothing_down(
     assert told["data"]["position"] == {"step": 10, "samples": 0}  # and to the data
 
     models.rollback("gpt", why="the test wants the newer one back")
-    status = put(head, version="gpt")
+    status = put(head, version=models.get("gpt").ref)  # as p.deploy does: Serve compares words
     again = requests.post(f"{status.url}/generate", json=ASKED, timeout=60)
     assert again.headers["x-rayburst-model"] == newer.ref
 
