@@ -71,7 +71,8 @@ def test_a_notebook_runs_and_shows_what_it_is_about(
         case "2":
             platform = connect(root=clone)
             notices = [e for e in platform.events() if e.kind == "notice"]
-            assert [e.market for e in notices] == ["spot"]
+            # the one that it gives, and those to hosts that came after and were not needed any more
+            assert {e.market for e in notices} == {"spot"}
             steps = [r for r in platform.run("classes").log() if r["kind"] == "step"]
             assert max(r["step"] for r in steps) == -(-8 * 16_384 // 384)
             assert any(r["t"] > notices[0].t for r in steps), "it went on after the notice"
