@@ -11,6 +11,7 @@ from typing import Any
 
 from rayburst.train.entry import Entry
 from rayburst.train.membership import Change
+from rayburst.train.notices import Verdict
 from rayburst.train.runlog import RunLog
 from rayburst.train.surroundings import Surroundings
 from rayburst.train.teller import Costs, Teller
@@ -45,10 +46,23 @@ class Joining:
             self._say_where(entry, kind, generation=change.generation, reason=change.reason)
         return change
 
-    def tell_step(self, step: int, loss: float, metrics: Mapping[str, Any], costs: Costs) -> None:
-        """A step was done."""
+    @property
+    def stopped_s(self) -> float:
+        """How long this group's making stopped this rank; 0.0 as long as it has not seen it."""
+        return self._teller.seen_stop_s if self._teller is not None else 0.0
+
+    def tell_step(
+        self,
+        step: int,
+        loss: float,
+        metrics: Mapping[str, Any],
+        costs: Costs,
+        verdict: Verdict | None,
+    ) -> None:
+        """A step was done, with what all ranks have told."""
         if self._teller is not None:
-            self._teller.step(step, loss, metrics, costs)
+            stopped_s = verdict.stopped_s if verdict is not None else 0.0
+            self._teller.step(step, loss, metrics, costs, stopped_s=stopped_s)
 
     def tell_leaving(self, reason: str) -> None:
         """The group saves and leaves."""

@@ -230,14 +230,16 @@ class Membership:
         if self._tie is not None:
             self._tie.link.pulse = replace(self._tie.link.pulse, saves_first=True)
 
-    def begin(self, *, wants_checkpoint: bool = False) -> None:
-        """Start the exchange of this step; overlaps with what follows."""
+    def begin(self, *, wants_checkpoint: bool = False, stopped_s: float = 0.0) -> None:
+        """Start the exchange of this step; overlaps with what follows. `stopped_s`: seconds for
+        which the last change stopped this rank; `end` gives the longest of all.
+        """
         now_s = self._clock()
         if self._tie and self._began_s is not None:
             link = self._tie.link
             link.pulse = replace(link.pulse, step_s=now_s - self._began_s)
         self._began_s = now_s
-        self._agreement.begin(wants_checkpoint=wants_checkpoint)
+        self._agreement.begin(wants_checkpoint=wants_checkpoint, stopped_s=stopped_s)
 
     def confirm(self) -> None:
         """Between backward and the optimizer: PeerLostError when the group broke meanwhile.

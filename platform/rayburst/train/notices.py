@@ -3,7 +3,7 @@
     watcher = NoticeWatcher(source, clock=time.time); watcher.start()
     agreement = Agreement(watcher, margin_s=8.0, clock=time.time)
     for step in ...:
-        agreement.begin(wants_checkpoint=is_due)      # starts a two-float all-reduce
+        agreement.begin(wants_checkpoint=is_due)      # starts an all-reduce of four floats
         ...                                           # forward, backward, optimizer
         verdict = agreement.end()                     # same answer on every rank
         if verdict.checkpoint or verdict.leave: ...   # save
@@ -42,11 +42,15 @@ class Notice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What all ranks do after this step. `change`: meet, and go on with other members."""
+    """What all ranks do after this step. `change`: meet, and go on with other members.
+
+    `stopped_s`: the longest that any rank has told `begin`.
+    """
 
     leave: bool
     checkpoint: bool
     change: bool = False
+    stopped_s: float = 0.0
 
 
 class NoticeWatcher:
@@ -104,7 +108,7 @@ class Agreement:
         self._margin_s = margin_s
         self._poll_every_steps = poll_every_steps
         self._steps = 0
-        self._flags = torch.zeros(3)
+        self._flags = torch.zeros(4)
         self._work: dist.Work | None = None
 
     @property
@@ -113,14 +117,18 @@ class Agreement:
         notice = self._watcher.latest
         return notice.reason if notice else "a peer has to go"
 
-    def begin(self, *, wants_checkpoint: bool) -> None:
-        """Start the exchange; every rank calls it at the same point of the step."""
+    def begin(self, *, wants_checkpoint: bool, stopped_s: float = 0.0) -> None:
+        """Start the exchange; every rank calls it at the same point of the step.
+
+        `stopped_s`: how long the group's last change stopped this rank, as it saw it.
+        """
         self._steps += 1
         if self._poll_every_steps and self._steps % self._poll_every_steps == 0:
             self._watcher.poll()
         self._flags[0] = float(self._must_leave())
         self._flags[1] = float(wants_checkpoint)
         self._flags[2] = float(self._changes())
+        self._flags[3] = stopped_s
         if dist.is_initialized() and dist.get_world_size() > 1:
             self._work = dist.all_reduce(self._flags, op=dist.ReduceOp.MAX, async_op=True)
 
@@ -129,12 +137,14 @@ class Agreement:
         if self._work is not None:
             self._work.wait()
             self._work = None
-        leave, checkpoint, change = self._flags.tolist()
-        return Verdict(leave=leave > 0, checkpoint=checkpoint > 0, change=change > 0)
+        leave, checkpoint, change, stopped_s = self._flags.tolist()
+        return Verdict(
+            leave=leave > 0, checkpoint=checkpoint > 0, change=change > 0, stopped_s=stopped_s
+        )
 
     def reset(self) -> None:
         """Drop an exchange that broke with its group."""
-        self._flags = torch.zeros(3)
+        self._flags = torch.zeros(4)
         self._work = None
 
     def _must_leave(self) -> bool:

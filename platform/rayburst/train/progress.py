@@ -37,7 +37,8 @@ class Progress:
     between_s: float | None = None
     """Mean time between interruptions of a group of this size, by what was seen so far."""
     stopped_s: float | None = None
-    """How long no step was finished when the group changed in place last, its own step aside."""
+    """How long the longest of the ranks finished no step when the group changed in place last, its
+    own step aside."""
 
     def to_json(self) -> bytes:
         """For the key-value store."""

@@ -369,7 +369,9 @@ class Run:
             batch = course.order.batch(self._at.samples)
             turn = self._turn = Turn(batch=batch, began_s=self._clock())
             with self._trying():
-                self._where.membership.begin(wants_checkpoint=self._keeper.wants())
+                self._where.membership.begin(
+                    wants_checkpoint=self._keeper.wants(), stopped_s=self._joining.stopped_s
+                )
             parts = engine.parts(batch)
             for part in parts:
                 if turn.broken:
@@ -436,8 +438,8 @@ class Run:
         if turn.broken:
             return
         self._keeper.poll()
-        self._joining.tell_step(at.step, turn.loss, self._standing.metrics, self._keeper)
         verdict = turn.verdict
+        self._joining.tell_step(at.step, turn.loss, self._standing.metrics, self._keeper, verdict)
         if verdict is None or not course.goes_on(at) or self._is_stopping:
             return
         if verdict.leave:

@@ -49,16 +49,32 @@ class Teller:
         self._since_s: float | None = None
         self._told_s = float("-inf")
         self._progress: Progress | None = None
-        self._before = before
+        # a group that broke before it had finished a step has seen nothing
+        is_new = before is not None and before._last_s is None
+        self._before: Teller | None = before._before if before and is_new else before
         self._stopped_s: float | None = before._stopped_s if before else None
+        self._seen_s: float | None = None  # what this group's making has stopped this rank
         self._last_s: float | None = None
         self._step_s: float | None = None
 
-    def step(self, step: int, loss: float, metrics: Mapping[str, Any], costs: Costs) -> None:
-        """`step` was done with this mean loss, and so far checkpoints and interruptions cost so."""
+    def step(
+        self,
+        step: int,
+        loss: float,
+        metrics: Mapping[str, Any],
+        costs: Costs,
+        *,
+        stopped_s: float = 0.0,
+    ) -> None:
+        """`step` was done with this mean loss, and so far checkpoints and interruptions cost so.
+
+        `stopped_s`: the longest `seen_stop_s` of all ranks; one that has just joined saw no stop.
+        """
         now_s = self._clock()
         self._since_s = now_s if self._since_s is None else self._since_s
         self._notice_stop(now_s)
+        if self._seen_s is not None or stopped_s:
+            self._stopped_s = round(max(self.seen_stop_s, stopped_s), 3)
         tokens_per_s, eta_s = self._meter.add(t=now_s, step=step, tokens=self._tokens)
         self._progress = Progress(
             t=now_s,
@@ -85,8 +101,13 @@ class Teller:
             self._step_s = now_s - self._last_s
         elif self._before is not None and self._before._last_s is not None:
             gap_s = now_s - self._before._last_s
-            self._stopped_s = max(0.0, gap_s - (self._before._step_s or 0.0))
+            self._seen_s = max(0.0, gap_s - (self._before._step_s or 0.0))
         self._last_s, self._before = now_s, None
+
+    @property
+    def seen_stop_s(self) -> float:
+        """How long no step was finished when this group was made; 0.0 where it was not seen."""
+        return self._seen_s or 0.0
 
     def tell(self, state: str = "running") -> None:
         """Publish now, with why the group stops."""

@@ -56,6 +56,7 @@ def test_the_flags_of_other_ranks_count(monkeypatch: pytest.MonkeyPatch) -> None
     class Work:
         def wait(self) -> None:
             started[-1][0] = 1.0  # a peer has a notice
+            started[-1][3] = 0.75  # and stood still for longer
 
     def all_reduce(flags: torch.Tensor, **options: object) -> Work:
         assert options["async_op"]
@@ -66,7 +67,8 @@ def test_the_flags_of_other_ranks_count(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(notices.dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(notices.dist, "all_reduce", all_reduce)
     agreement = agreement_with(None, Clock())
-    assert verdict(agreement) == Verdict(leave=True, checkpoint=False)
+    agreement.begin(wants_checkpoint=False, stopped_s=0.5)
+    assert agreement.end() == Verdict(leave=True, checkpoint=False, stopped_s=0.75)
     assert agreement.reason == "a peer has to go"
     assert len(started) == 1
 

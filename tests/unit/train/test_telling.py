@@ -127,5 +127,24 @@ def test_how_long_a_change_in_place_stopped_the_group_is_told_until_the_next_one
     second = teller(first)
     assert steps(second, 4.0) == 1.5, "two seconds without a step, of which a step takes 0.5"
     assert steps(second, 4.5) == 1.5
-    assert steps(teller(second), 5.0) == 0.0
+    third = teller(second)
+    assert steps(third, 5.0) == 0.0
+    assert steps(teller(teller(third)), 6.0) == 1.0, "a group that broke before its first step"
+
+
+def test_a_rank_0_that_has_just_joined_tells_the_stop_that_the_others_saw() -> None:
+    published: list[Progress] = []
+    told = Teller(
+        lambda body: published.append(Progress.from_json(body)),
+        world=2,
+        resumed_from=7,
+        steps=9,
+        tokens_per_step=0,
+        clock=lambda: 1.0,
+    )
+    costs = SimpleNamespace(blocked_s=None, between_s=600.0)
+    told.step(8, 1.0, {}, costs)
+    assert (told.seen_stop_s, published[-1].stopped_s) == (0.0, None)
+    told.step(9, 1.0, {}, costs, stopped_s=1.25)
+    assert published[-1].stopped_s == 1.25
     assert published[-1].between_s == 600.0
