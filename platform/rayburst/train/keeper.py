@@ -187,7 +187,15 @@ class Keeper:
         self.settle()
         self._stage(state, step, **words)
 
-    def _stage(
+    def _stage(self, state: Mapping[str, Any], step: int, **words: Any) -> None:
+        self._pending, blocked_s = self._start_save(state, step, **words)
+        self._metrics, self._told = {**words["metrics"], "step": step}, False
+        self._saved_s = self._clock()
+        self._blocked.append(blocked_s)
+        has_peer = self._peer is not None and self._peer.is_found
+        self._log.write("checkpoint", step=step, blocked_s=blocked_s, peer=has_peer)
+
+    def _start_save(
         self,
         state: Mapping[str, Any],
         step: int,
@@ -195,17 +203,14 @@ class Keeper:
         about: Mapping[str, Any],
         metrics: Mapping[str, float],
         began_s: float,
-    ) -> None:
+        only_peer: bool = False,
+    ) -> tuple[SaveHandle, float]:
+        """The save that is under way, and how long training has stood still for it."""
         self._meet_peer(state)
-        self._pending = self._checkpoints.async_save(
-            state, step=step, metrics=metrics, when_busy="wait", **about
+        handle = self._checkpoints.async_save(
+            state, step=step, metrics=metrics, only_peer=only_peer, when_busy="wait", **about
         )
-        self._metrics, self._told = {**metrics, "step": step}, False
-        self._saved_s = self._clock()
-        blocked_s = self._saved_s - began_s
-        self._blocked.append(blocked_s)
-        has_peer = self._peer is not None and self._peer.is_found
-        self._log.write("checkpoint", step=step, blocked_s=blocked_s, peer=has_peer)
+        return handle, self._clock() - began_s
 
     def _meet_peer(self, state: Mapping[str, Any]) -> None:
         """Save to a peer too, as soon as it is found."""

@@ -83,22 +83,10 @@ class SpreadKeeper(Keeper):
             dist.all_reduce(flags, op=dist.ReduceOp.MIN)
         return bool(flags[0]), bool(flags[1])
 
-    def _take(
-        self,
-        state: Mapping[str, Any],
-        step: int,
-        *,
-        about: Mapping[str, Any],
-        metrics: Mapping[str, float],
-        began_s: float,
-    ) -> None:
+    def _take(self, state: Mapping[str, Any], step: int, **words: Any) -> None:
         self.settle()
-        self._meet_peer(state)
-        self._snapshot = self._checkpoints.async_save(
-            state, step=step, metrics=metrics, only_peer=True, when_busy="wait", **about
-        )
+        self._snapshot, blocked_s = self._start_save(state, step, only_peer=True, **words)
         self._snapped_s = self._clock()
-        blocked_s = self._snapped_s - began_s
         self._stands_s.append(blocked_s)
         self._log.write("snapshot", step=step, blocked_s=blocked_s)
 
