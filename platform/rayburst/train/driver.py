@@ -6,6 +6,7 @@ sys.exit(exit_code("finetune.py", lambda: finetune(config, ...), wrong=(TrainErr
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,11 +15,14 @@ from ray.train import TrainingFailedError
 
 from rayburst.checkpoint.manifest import Manifest
 from rayburst.checkpoint.store import ObjectStore
-from rayburst.errors import CheckpointError, RayburstError
+from rayburst.errors import CheckpointError, RayburstError, StoreError
 from rayburst.train.ray_list import mend_list
+from rayburst.train.run_report import RunReport, run_report
+from rayburst.train.runlog import read_folder
 from rayburst.train.trained import address, newest_manifest
 
-__all__ = ["exit_code", "last_checkpoint", "tell_where"]
+__all__ = ["exit_code", "last_checkpoint", "tell_report", "tell_where"]
+_logger = logging.getLogger(__name__)
 
 
 def tell_where(folder: ObjectStore, say: Callable[[str], None]) -> None:
@@ -37,6 +41,19 @@ def last_checkpoint(folder: ObjectStore) -> Manifest:
     if newest is None:
         raise CheckpointError(f"training ended, but {folder.uri} holds no whole checkpoint")
     return newest
+
+
+def tell_report(folder: ObjectStore, say: Callable[[str], None]) -> RunReport:
+    """After a run: what it did with its time. An empty one where its log cannot be read."""
+    try:
+        records = read_folder(folder)
+    except StoreError as error:
+        _logger.warning("the run log cannot be read: %s", error)
+        records = []
+    report = run_report(records)
+    for line in str(report).splitlines():
+        say(line)
+    return report
 
 
 def exit_code(

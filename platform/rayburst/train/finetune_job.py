@@ -15,10 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from rayburst.checkpoint.store import ObjectStore
-from rayburst.train import runlog
-from rayburst.train.driver import last_checkpoint, tell_where
+from rayburst.train.driver import last_checkpoint, tell_report, tell_where
 from rayburst.train.finetune import TuneConfig, export, imported, learn
-from rayburst.train.run_report import run_report
 from rayburst.train.telling import Telling, connect_to_ray
 from rayburst.train.trained import address
 from rayburst.train.trainer import ElasticOptions, ElasticTrainer, Workers
@@ -59,7 +57,7 @@ def finetune(
     with Telling(run, say):
         trainer.fit()
     newest = last_checkpoint(folder)
-    report = run_report(runlog.read_folder(folder))
+    report = tell_report(folder, say)
     return {
         "run": run,
         "steps": newest.step,

@@ -10,7 +10,6 @@ it happens. What the workers do is in `rayburst.train.lm_worker`. Needs a Ray to
 
 from __future__ import annotations
 
-import logging
 import os
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping
@@ -21,13 +20,10 @@ from typing import Any
 from ray.train import TrainingFailedError
 
 from rayburst.checkpoint.store import ObjectStore
-from rayburst.errors import StoreError
-from rayburst.train import runlog
 from rayburst.train.corpus import keep_text
-from rayburst.train.driver import last_checkpoint, tell_where
+from rayburst.train.driver import last_checkpoint, tell_report, tell_where
 from rayburst.train.lm_config import LMConfig
 from rayburst.train.lm_worker import train
-from rayburst.train.run_report import run_report
 from rayburst.train.sources import find_sources
 from rayburst.train.telling import Telling, connect_to_ray
 from rayburst.train.trained import address
@@ -94,14 +90,7 @@ def _announce(
 
 def _result(config: LMConfig, folder: ObjectStore, say: Callable[[str], None]) -> dict[str, Any]:
     newest = last_checkpoint(folder)
-    try:
-        records = runlog.read_folder(folder)
-    except StoreError as error:
-        logging.getLogger(__name__).warning("the run log cannot be read: %s", error)
-        records = []
-    report = run_report(records)
-    for line in str(report).splitlines():
-        say(line)
+    report = tell_report(folder, say)
     metrics = newest.about.get("metrics") or {}
     return {
         "steps": newest.step,

@@ -72,9 +72,8 @@ def main(arguments: list[str]) -> int:
     from ray import cloudpickle
     from ray.train import TrainingFailedError
 
-    from rayburst.train import runlog
+    from rayburst.train.driver import tell_report
     from rayburst.train.lm import default_storage
-    from rayburst.train.run_report import run_report
     from rayburst.train.telling import Telling, connect_to_ray
     from rayburst.train.trainer import ElasticTrainer, Workers
 
@@ -98,8 +97,7 @@ def main(arguments: list[str]) -> int:
         logging.getLogger(__name__).error("training failed\n%s", error)
         return 1
     where = f"{storage.rstrip('/')}/{settings['run']}"
-    report = run_report(runlog.read_folder(ObjectStore.open(where)))
-    _say(str(report))
+    report = tell_report(ObjectStore.open(where), _say)
     _say(f"RESULT {json.dumps({'run': settings['run'], 'folder': where, **report.to_json()})}")
     return 0
 

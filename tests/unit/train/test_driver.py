@@ -9,7 +9,8 @@ import pytest
 
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import CheckpointError, DataError, StoreError
-from rayburst.train.driver import exit_code, last_checkpoint, tell_where
+from rayburst.train import driver
+from rayburst.train.driver import exit_code, last_checkpoint, tell_report, tell_where
 from rayburst.train.ray_list import LIST
 
 
@@ -55,3 +56,13 @@ def test_a_run_without_checkpoints_says_so_and_rays_broken_list_is_put_aside(
     assert said[1:] == [f"checkpoints go to {folder.uri}"]
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
         last_checkpoint(folder)
+
+
+def test_a_run_whose_log_cannot_be_read_ends_with_an_empty_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(driver, "read_folder", lambda folder: raising(StoreError("it is away"))())
+    said: list[str] = []
+    assert tell_report(ObjectStore.open(str(tmp_path)), said.append).checkpoints == 0
+    assert said
+    assert "the run log cannot be read: it is away" in caplog.text
