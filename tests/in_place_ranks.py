@@ -245,12 +245,15 @@ class Table(Words):
         )
 
     def act(self) -> None:
-        """Let the events happen whose step has come."""
+        """Let the events happen whose step has come; a loss of all waits for somebody to join."""
         done = self.steps_done()
         for event in [e for e in self.events if e.what != "build" and e.step <= done]:
+            victims = [self.members[r] for r in event.ranks if r < len(self.members)]
+            going = {*victims, *self.draining, *self.lost}
+            if event.what != "join" and self.joiners and going >= set(self.members):
+                continue
             self.events.remove(event)
             self.told.append(event.what)
-            victims = [self.members[r] for r in event.ranks if r < len(self.members)]
             for name in victims:
                 if event.what == "cut":
                     self.processes[name].kill()
