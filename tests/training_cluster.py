@@ -34,6 +34,7 @@ class _Cluster:
         )
         self._nodes: dict[str, Any] = {}
         self._hosts: dict[str, str] = {}
+        self._draining: set[str] = set()
         self._made = 0
 
     def address(self) -> str:
@@ -56,6 +57,8 @@ class _Cluster:
         return [self._hosts[node] for node in self._nodes]
 
     def ensure(self, count: int) -> None:
+        for node_id in self._draining & self._nodes.keys():
+            self.kill(node_id)
         while len(self._nodes) < count:
             self.add()
         while len(self._nodes) > count:
@@ -71,6 +74,7 @@ class _Cluster:
             node_id, reason, "spot capacity is taken back", int(deadline_s * 1000)
         )
         assert accepted, why
+        self._draining.add(node_id)
         return deadline_s
 
     def publish(self, key: str, value: bytes) -> None:
@@ -143,7 +147,7 @@ class Nodes:
         return list(self._call("hosts"))
 
     def ensure(self, count: int) -> None:
-        """Exactly `count` worker nodes."""
+        """Exactly `count` worker nodes that may be used: one that got notice takes no more work."""
         self._call("ensure", count)
 
     def drain(self, node_id: str, notice_s: float) -> float:
