@@ -59,6 +59,8 @@ class BoxCluster:
         """Another machine for the head, which the user's fleet file names from now on; its IP."""
         self.hosts["head"] = self.box.start_host(f"head-{len(self.box.hosts)}", network="onprem")
         self.put("laptop", "~/.ssh/fleet_hosts", (self.box.folder / "known_hosts").read_text())
+        # the tunnel to the lost one hangs and keeps its port
+        self.on("laptop", "pkill -f 'L 8265:' || true")
         return self.hosts["head"].address
 
     def _furnish_laptop(self) -> None:
@@ -78,7 +80,8 @@ class BoxCluster:
     def on(self, host: str, words: str, *, timeout_s: float = 60) -> str:
         """What a login shell on a host says to some words. Fails with all of it."""
         command = self.hosts[host].ssh("bash --login -s 2>&1")
-        script = f"set -e\n{words}\n"
+        # in braces: ssh, which `ray up` runs, would read the rest of the script as its input
+        script = f"set -e\n{{\n{words}\n}} < /dev/null\n"
         done = self.box.run(command, input=script, check=False, timeout=timeout_s)
         assert done.returncode == 0, f"{host}: {words}: {done.returncode}\n{done.stdout}"
         return str(done.stdout).strip()

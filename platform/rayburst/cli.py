@@ -102,9 +102,7 @@ def up(
     ] = None,
     recover: Annotated[
         bool,
-        typer.Option(
-            "--recover", help="Experimental: bring back a cluster of `ray up` that lost its head."
-        ),
+        typer.Option("--recover", help="Bring back a cluster of `ray up` that lost its head."),
     ] = False,
 ) -> None:
     """Start a fleet on this machine: object store, Ray head, autoscaler, process hosts.
@@ -113,7 +111,6 @@ def up(
 
     With `--recover` a cluster that `ray up` made and whose head is lost for good comes back on the
     machine that `head.ssh` of FILE names now; jobs that had not ended run again under their ids.
-    Its parts are tested, the loss of a head as a whole is not.
     """
     if recover:
         from rayburst.fleet.recover import recover as bring_back

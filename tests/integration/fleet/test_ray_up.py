@@ -134,3 +134,31 @@ def test_the_autoscaler_is_killed_while_machines_are_launched(cluster: BoxCluste
         used = {event["node"] for event in cluster.events()} - before
         assert used == ran_on, "no machine was taken twice"
         all_given_back(cluster)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(500)
+def test_a_lost_head_comes_back_elsewhere_and_training_goes_on(cluster: BoxCluster) -> None:
+    lost = cluster.hosts["head"]
+
+    def steps(job: str) -> list[int]:
+        """What a job has told of checkpoints."""
+        return [int(step) for step in re.findall(r"/rayburst-0*(\d+)\)", cluster.log_of(job))]
+
+    with cluster.explained():
+        job = cluster.train("second", "--workers 1:2 --steps 3000 --checkpoint-every 2")
+        trains_with(cluster, job, 2)
+        saved = max(wait_for(lambda: steps(job) or None, what="a checkpoint"))
+        cluster.box.cut_power(lost.name)
+        address = cluster.replace_head()
+        cluster.laptop(f"sed -i s/{lost.address}/{address}/ lab.yaml")
+        told = cluster.laptop(block("text", "--recover"), timeout_s=180)
+        assert f"submitted {job} again" in told and "gave back rack-" in told
+        cluster.tunnel()
+        trains_with(cluster, job, 2)
+        (resumed,) = re.findall(r"training with 2 workers from step (\d+)", cluster.log_of(job))
+        assert int(resumed) >= saved
+        lost_nodes = [e["node"] for e in cluster.events() if e["why"] == "lost with its head"]
+        assert len(lost_nodes) == len(set(lost_nodes)) == 2, "nobody pays for what only it knew"
+        cluster.asking(f"ray job stop {job}")
+        all_given_back(cluster)
