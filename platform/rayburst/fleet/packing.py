@@ -6,6 +6,7 @@ only has to agree with it on what fits where.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -134,6 +135,23 @@ def place(request: Request, bins: Sequence[Bin]) -> bool:
             candidate.take(request)
             return True
     return False
+
+
+def hardest_first(requests: Sequence[Request]) -> list[tuple[Request, int]]:
+    """Equal requests with their number; picky ones before those that fit anywhere, so that these
+    do not take their nodes."""
+    first: dict[object, Request] = {}
+    counts: Counter[object] = Counter()
+    for request in requests:
+        key = request.key
+        first.setdefault(key, request)
+        counts[key] += 1
+    found = [(request, counts[key]) for key, request in first.items()]
+    return sorted(found, key=lambda one: _hardness(one[0]))
+
+
+def _hardness(request: Request) -> tuple[bool, float]:
+    return (not request.selector, -max(request.resources.values(), default=0.0))
 
 
 def new_bin(pool: str, resources: Mapping[str, float], labels: Mapping[str, str]) -> Bin:

@@ -22,7 +22,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from rayburst.fleet.deadline import DeadlinePolicy
 from rayburst.fleet.grants import grant_jobs
 from rayburst.fleet.jobs import JobView
-from rayburst.fleet.packing import Bin, LabelRule, Request, RequestKind, Shelf, new_bin, place
+from rayburst.fleet.keeping import needed_hosts
+from rayburst.fleet.packing import (
+    Bin,
+    LabelRule,
+    Request,
+    RequestKind,
+    Shelf,
+    hardest_first,
+    new_bin,
+)
 from rayburst.fleet.spec import Market
 from rayburst.fleet.spread import LOOK_AT
 from rayburst.fleet.stock import PoolStock
@@ -65,7 +74,7 @@ def plan_fleet(
     requests = without_planned(demand.requests, demand.jobs, demand.ended)
     claimed = {h for grant in grants.values() for h in (*grant.hosts, *grant.coming)} | occupied
     unplaced = _place_all(supply, requests, claimed)
-    keep = _needed_by_floors(supply, requests, claimed) | claimed
+    keep = needed_hosts(supply, requests, claimed) | claimed
     return Plan(
         caps={stock.view.name: _caps(view, stock) for stock in supply.pools.values()},
         grants=grants,
@@ -126,23 +135,11 @@ def _place_all(supply: Supply, requests: Sequence[Request], claimed: set[str]) -
             empty = new_bin(stock.view.name, stock.view.resources, stock.view.labels)
             shelf.put(empty, stock.promised)
     unplaced = []
-    for request, count in _equal(requests):
+    for request, count in hardest_first(requests):
         left = count - shelf.place(request, count)
         left -= _launch_for(request, left, supply, shelf)
         unplaced += [request] * left
     return unplaced
-
-
-def _equal(requests: Sequence[Request]) -> list[tuple[Request, int]]:
-    """Equal requests with their number, the hardest first."""
-    first: dict[object, Request] = {}
-    counts: Counter[object] = Counter()
-    for request in requests:
-        key = request.key
-        first.setdefault(key, request)
-        counts[key] += 1
-    found = [(request, counts[key]) for key, request in first.items()]
-    return sorted(found, key=lambda one: _hardest_first(one[0]))
 
 
 def _shelve(shelf: Shelf, supply: Supply, node: NodeView) -> None:
@@ -179,11 +176,6 @@ def _fitting(request: Request, supply: Supply) -> Iterator[tuple[PoolStock, Bin]
             empty = new_bin(stock.view.name, stock.view.resources, stock.view.labels)
             if empty.fits(request):
                 yield stock, empty
-
-
-def _hardest_first(request: Request) -> tuple[bool, float]:
-    """Picky requests before those that fit anywhere, so that these do not take their nodes."""
-    return (not request.selector, -max(request.resources.values(), default=0.0))
 
 
 def asks_for_on_demand(selector: Iterable[LabelRule]) -> bool:
@@ -225,26 +217,6 @@ def _caps(view: FleetView, stock: PoolStock) -> Caps:
 def _seen_draining(node: NodeView, now: float) -> bool:
     """Whether the autoscaler no longer counts a draining node among those it may have."""
     return node.draining_since is not None and now - node.draining_since >= DRAIN_VISIBLE_S
-
-
-def _needed_by_floors(supply: Supply, requests: Sequence[Request], claimed: set[str]) -> set[str]:
-    """Hosts that a standing request (a floor) needs, cheapest markets kept first."""
-    floors = [request for request in requests if request.kind is RequestKind.FLOOR]
-    if not floors:
-        return set()
-    pools = supply.pools
-    nodes = sorted(
-        (
-            n
-            for n in supply.node.values()
-            if n.state is not NodeState.DRAINING and n.host not in claimed
-        ),
-        key=lambda n: (pools[n.pool].rank, n.idle_s, n.host),
-    )
-    bins = [Bin.of(n.host, n.total, n.available, pools[n.pool].view.labels) for n in nodes]
-    for request in floors:
-        place(request, bins)
-    return {b.name for b in bins if b.used}
 
 
 def _releases(supply: Supply, keep: set[str]) -> list[Action]:

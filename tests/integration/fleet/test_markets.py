@@ -18,6 +18,7 @@ from rayburst.fleet.layout import user_environment
 from rayburst.fleet.pools import open_pools
 
 WORK = Path(__file__).with_name("work.py")
+GANG = Path(__file__).with_name("gang.py")
 BIN = Path(sys.executable).parent
 pytestmark = pytest.mark.timeout(300)
 
@@ -93,6 +94,29 @@ def test_work_fills_on_prem_then_spot_is_interrupted_and_everything_is_given_bac
     assert "cloud" not in asked_for
     bill = platform.cost()
     assert bill.usd_is_complete and 0 < bill.usd < bill.usd_if_on_demand
+
+
+def test_the_first_host_of_a_gang_waits_for_its_last_longer_than_idle_hosts_do(
+    platform, fleet, submit, tmp_path
+):
+    release, placed = tmp_path / "release", tmp_path / "placed"
+    submit(release, 1, "rayburst.io/market=spot")
+    wait_for(lambda: list(tmp_path.glob("running-spot-a-*")) or None, what="work on spot")
+    gang = platform.submit(f"python {GANG} {placed}", working_dir=None)
+    first = {n.pool: n.node for n in up_nodes(platform, "rack", "spot-a")}["rack"]
+    up = next(e.t for e in platform.events() if e.node == first and e.kind == "up")
+    longer = fleet.spec().limits.idle_timeout_s + 4
+
+    def waited():
+        assert first in [n.node for n in platform.fleet().nodes], "it was given back"
+        return time.time() > up + longer or None
+
+    wait_for(waited, what="the gang's host to be idle for longer than others may")
+    assert not placed.exists()
+    release.touch()  # the only other host is free now
+    assert gang.wait(timeout_s=60) == "SUCCEEDED"
+    assert placed.exists()
+    assert "idle for" in gone(platform, first), "nobody waits with it any more"
 
 
 def test_on_demand_comes_when_a_label_names_it(submit, tmp_path):

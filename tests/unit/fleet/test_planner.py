@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rayburst.fleet.backoff import FIRST_S
 from rayburst.fleet.hazards import BINS, Hazards
 from rayburst.fleet.jobs import JobView
+from rayburst.fleet.keeping import HOLD_S
 from rayburst.fleet.packing import LabelRule, Request, RequestKind
 from rayburst.fleet.planner import DRAIN_VISIBLE_S, plan_fleet, without_planned
 from rayburst.fleet.spec import Market
@@ -178,6 +179,38 @@ def test_idle_hosts_are_given_back_but_not_those_that_something_needs():
     plan = plan_fleet(view(idle, rested), Demand(requests=[kept]))
     assert [a.subject for a in plan.actions if a.kind is ActionKind.RELEASE] == ["spot-a-1"]
     assert plan.caps["spot-a"].max == 1, "the cap stays until the host is gone"
+
+
+def given_back(fleet: FleetView, *requests: Request) -> list[str]:
+    actions = plan_fleet(fleet, Demand(requests=requests)).actions
+    return [a.subject for a in actions if a.kind is ActionKind.RELEASE]
+
+
+GANG = [replace(CPU, in_gang=True, apart="0")] * 2
+
+
+def test_a_gang_that_waits_for_its_second_host_keeps_its_first():
+    first, second = node("rack-1", idle_s=61), node("spot-a-1", NodeState.LAUNCHING)
+    assert given_back(view(first, second), *GANG) == []
+    assert given_back(view(first, second)) == ["rack-1"], "the gang is gone"
+    other = node("rack-2", idle_s=70)
+    assert given_back(view(first, second, other), GANG[0], CPU) == []
+    assert given_back(view(first, second, other), GANG[0]) == ["rack-2"], "no more than it fits"
+
+
+def test_a_gang_for_which_nothing_comes_lets_its_host_go_after_a_while():
+    alone = (pool("rack", Market.ON_PREM, 0.35, most=1),)
+    for idle_s, gone in ((60 + HOLD_S - 1, []), (60 + HOLD_S, ["rack-1"])):
+        assert given_back(view(node("rack-1", idle_s=idle_s), pools=alone), *GANG) == gone
+    late = node("rack-1", idle_s=60 + HOLD_S)
+    coming = (alone[0], replace(POOLS[2], promised=1))
+    assert given_back(view(late, pools=coming), *GANG) == [], "its second host is on its way"
+
+
+def test_work_that_does_not_fit_an_idle_host_does_not_keep_it():
+    idle = node("rack-1", idle_s=61)
+    elsewhere = replace(CPU, selector=[ON_DEMAND])
+    assert given_back(view(idle), elsewhere, Request(resources={"CPU": 4})) == ["rack-1"]
 
 
 def test_an_idle_host_stays_for_as_long_as_it_is_paid_for():
