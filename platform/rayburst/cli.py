@@ -26,6 +26,7 @@ from rayburst.dev.cloud.cloud_cli import app as cloud_app
 from rayburst.errors import FleetExistsError, RayburstError, SpecError
 from rayburst.fleet.check_cli import check
 from rayburst.fleet.render_cli import render
+from rayburst.fleet.replan_cli import replan
 from rayburst.fleet.simulate_cli import simulate
 from rayburst.fleet.top_cli import top
 from rayburst.fleet.watch_cli import watch
@@ -51,6 +52,7 @@ fleet_app = typer.Typer(no_args_is_help=True, help="Check, explain and render fl
 app.add_typer(fleet_app, name="fleet")
 fleet_app.command()(render)
 fleet_app.command()(check)
+fleet_app.command()(replan)
 dev_app = typer.Typer(no_args_is_help=True, help="What tests and trials stand on.")
 dev_app.add_typer(cloud_app, name="cloud")
 app.add_typer(dev_app, name="dev")

@@ -64,6 +64,7 @@ COMMANDS = {
     "events": ["--help", "--json", "--node", "name"],
     "fleet check": ["--help", "--live", "file"],
     "fleet explain": ["--about", "--help", "--last", "name"],
+    "fleet replan": ["--file", "--help", "name"],
     "fleet render": ["--entrypoint", "--help", "--image", "--serve", "--to", "file"],
     "fleet schema": ["--help"],
     "hardware": [

@@ -48,6 +48,7 @@ from rayburst.fleet.planner import plan_fleet
 from rayburst.fleet.pools import open_pools
 from rayburst.fleet.pools.base import GIVEN_BACK, UP_TAG, Host, Notice, pool_of
 from rayburst.fleet.promises import Promises
+from rayburst.fleet.recorder import Recorder, Tick
 from rayburst.fleet.render import ray_config, to_yaml
 from rayburst.fleet.spec import Market
 from rayburst.fleet.stock import is_down
@@ -86,6 +87,7 @@ class Agent:
         self._farewells = Farewells(self._spec, self._pools, gcs)
         self._desk = Desk(gcs, decisions, self._spec, balance)
         self._policy = DeadlinePolicy()
+        self._recorder = Recorder(fleet.ticks_file)
         spot = [pool.name for pool in self._spec.pools if pool.market is Market.SPOT]
         self._outlook = Outlook(spot)
 
@@ -192,6 +194,7 @@ class Agent:
         view = self._view(hosts, ray, now)
         span_any = self._spec.span == "any"
         plan = plan_fleet(view, demand, policy=self._policy, span_any=span_any)
+        self._recorder.note(Tick(view=view, demand=demand, plan=plan, span_any=span_any))
         for action in plan.actions:
             if action.kind is ActionKind.LAUNCH:
                 self._promises.add(action.subject, action.count, now)

@@ -11,7 +11,7 @@ A fleet is a folder `.rayburst/NAME/` beside the place where `up` was called:
     spent.json        what the ledger says was spent, for the agent
     hosts/ID/         one folder a host
     spool/            events that wait for the object store
-    logs/  store/     logs; data of the embedded object store
+    logs/  store/     logs, among them what the planner saw; data of the embedded object store
     ship/             of a fleet that `ray up` started: what came from the user's machine
     env               of such a fleet: the environment of its head, 0600
 """
@@ -130,6 +130,10 @@ class FleetDir:
     @property
     def logs(self) -> Path:
         return self.path / "logs"
+
+    @property
+    def ticks_file(self) -> Path:
+        return self.logs / "ticks.jsonl"
 
     @property
     def spool(self) -> Path:

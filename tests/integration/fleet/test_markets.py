@@ -104,12 +104,12 @@ def test_the_first_host_of_a_gang_waits_for_its_last_longer_than_idle_hosts_do(
     wait_for(lambda: list(tmp_path.glob("running-spot-a-*")) or None, what="work on spot")
     gang = platform.submit(f"python {GANG} {placed}", working_dir=None)
     first = {n.pool: n.node for n in up_nodes(platform, "rack", "spot-a")}["rack"]
-    up = next(e.t for e in platform.events() if e.node == first and e.kind == "up")
     longer = fleet.spec().limits.idle_timeout_s + 4
 
     def waited():
         assert first in [n.node for n in platform.fleet().nodes], "it was given back"
-        return time.time() > up + longer or None
+        up = [e.t for e in platform.events() if e.node == first and e.kind == "up"]
+        return (up and time.time() > up[0] + longer) or None
 
     wait_for(waited, what="the gang's host to be idle for longer than others may")
     assert not placed.exists()
