@@ -26,7 +26,8 @@ def check(
     """Check a fleet file and say in words what it means.
 
     With --live the head and every machine of its ssh pools are tried: clock, versions, CPUs, memory
-    and GPUs, the object store, and whether they reach each other, both ways.
+    and GPUs, the object store, and whether they reach each other, both ways. Of ec2 pools EC2 is
+    asked whether image, subnets, security groups and types are there and fit.
     """
     from rayburst.fleet.explain import explain
     from rayburst.fleet.spec import FleetSpec

@@ -6,7 +6,8 @@
 Over SSH, as `ray up` reaches them: the head and every machine of the pools of kind ssh. Each tells
 its clock, its versions, CPUs, memory and GPUs, tries the object store, and connects to every other
 on a port of Ray's workers, and to the head on its own; so both directions of every pair are tried.
-Nothing is installed, and nothing stays. Machines of a cloud that are not up cannot be tried.
+Nothing is installed, and nothing stays. Machines of a cloud that are not up cannot be tried: of
+pools of kind ec2, EC2 is asked whether what they name is there (`ec2_check`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any
 from rayburst.errors import PoolUnreachableError, SpecError
 from rayburst.fleet import probe
 from rayburst.fleet.cluster import PORTS
+from rayburst.fleet.ec2_check import check_ec2
 from rayburst.fleet.kindspec import SshSpec
 from rayburst.fleet.pools.ssh_host import SshMachine
 from rayburst.fleet.ship import STORE_KEYS
@@ -46,7 +48,9 @@ class Find:
     """One thing that was tried on one machine.
 
     Attributes:
-        probe: "ssh", "clock", "versions", "shape", "store", "network" or "port".
+        host: the machine, or the pool that EC2 was asked about.
+        probe: "ssh", "clock", "versions", "shape", "store", "network" or "port"; "image",
+            "subnets", "types" or "security groups" of an ec2 pool.
         said: what was seen, in words.
         wrong: why it will not do, and what would; empty when it will.
     """
@@ -100,17 +104,23 @@ class _Machine:
 
 
 def check_live(spec: FleetSpec, *, environment: Mapping[str, str], wrap: Wrap = list) -> list[Find]:
-    """Try every machine of a fleet file.
+    """Try every machine of a fleet file, and ask EC2 of its pools there.
 
     Args:
-        environment: where the keys of the object store are looked for.
+        environment: where the keys of the object store are looked for. Credentials for EC2 are
+            those of this process.
         wrap: changes the `ssh` commands, for networks that only a box can reach.
 
     Raises:
         SpecError: the file names no machine.
     """
     machines = list(_machines(spec))
-    if not machines:
+    cloud = [
+        Find(host=pool.name, probe=asked.about, said=asked.said, wrong=asked.wrong)
+        for pool in spec.pools
+        for asked in check_ec2(pool, spec.network)
+    ]
+    if not machines and not cloud:
         raise SpecError(
             f"fleet {spec.name!r} names no machine that can be tried: none for its head "
             f"(`head: {{ssh: {{host: 10.0.0.6, user: ray}}}}`) and none in a pool of kind ssh"
@@ -128,7 +138,7 @@ def check_live(spec: FleetSpec, *, environment: Mapping[str, str], wrap: Wrap = 
             for machine in machines:
                 _end(machine)
     pairs = zip(machines, answers, strict=True)
-    return [find for one, told in pairs for find in (*_finds(spec, one), *told)]
+    return [find for one, told in pairs for find in (*_finds(spec, one), *told)] + cloud
 
 
 def summary(finds: Sequence[Find]) -> list[tuple[str, str, str]]:

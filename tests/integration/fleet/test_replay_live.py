@@ -135,6 +135,14 @@ def test_the_planner_does_for_one_job_what_its_deadline_rule_says(ups: list[tupl
         assert lanes.starts.tolist() == alone.starts.tolist()
 
 
+def test_a_job_without_a_deadline_waits_for_spot_and_takes_nothing_else() -> None:
+    patient = Jobs(start=np.array([0]), allowed_s=np.array([np.inf]))
+    replayed = Replayed([1] * 10 + [0] * 20 + [1] * 20, jobs=patient)
+    lanes = replayed.lanes
+    assert lanes.on_demand_s[0] == 0 and not lanes.missed[0]
+    assert lanes.starts[0] == 2 and lanes.end_s[0] == 24 * 600 + 2 * 300 + 20 * 600
+
+
 @pytest.mark.parametrize("nodes", [1, 4])
 @pytest.mark.parametrize("up", [0, 1])
 def test_a_market_that_never_changes_causes_no_oscillation(up: int, nodes: int) -> None:

@@ -59,7 +59,8 @@ class Jobs:
 
     Attributes:
         start: first tick of each job.
-        allowed_s: time from start to deadline.
+        allowed_s: time from start to deadline; infinite for a job without one, which only the
+            planner's own replay knows.
     """
 
     start: Ints

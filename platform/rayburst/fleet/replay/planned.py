@@ -18,6 +18,7 @@ A plan at tick n knows the readings up to n; the rates in it rest on readings be
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -193,7 +194,8 @@ class Fleet:
 
     def __post_init__(self) -> None:
         self.left_s = self.replay.rules.work_s
-        self._terms = Terms(deadline=self.start_s + self.allowed_s)
+        until_s = self.start_s + self.allowed_s
+        self._terms = Terms(deadline=until_s if math.isfinite(until_s) else None)
 
     def tick(self) -> None:
         """Lose what the market takes, plan, and train until the next reading."""
