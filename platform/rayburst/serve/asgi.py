@@ -30,6 +30,7 @@ from rayburst.serve.batcher import Ticket
 from rayburst.serve.codec import JSON
 from rayburst.serve.endpoint import Endpoint
 from rayburst.serve.openapi import describe
+from rayburst.serve.rungs import Headers as Told
 
 __all__ = ["build_app"]
 
@@ -44,11 +45,13 @@ class _AsgiCall:
     def __init__(self, request: Request) -> None:
         self.headers: Mapping[bytes, bytes] = dict(request.scope["headers"])
         self.ticket = None
+        self.told: Told = ()
         self._loop = asyncio.get_running_loop()
         self.response: asyncio.Future[Response] = self._loop.create_future()
 
     def respond(self, status: int, body: bytes, kind: str, retry_after_s: float | None) -> None:
-        made = Response(body, status, _headers(retry_after_s), media_type=kind)
+        headers = _headers(retry_after_s) | {k.decode(): v.decode("latin-1") for k, v in self.told}
+        made = Response(body, status, headers, media_type=kind)
         self._loop.call_soon_threadsafe(self._settle, made)
 
     def _settle(self, response: Response) -> None:

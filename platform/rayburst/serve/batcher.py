@@ -15,18 +15,25 @@ requests starves the rest (aging in the queue's key instead of a timer; the idea
 "age + weight" queues, as in Linux's deadline I/O scheduler). Requests of like length share a
 batch: the one at the head says which length. The batch grows while the cost curve says that the
 earliest deadline in it still holds.
+
+With a ladder (ladder.py) tickets name no variant: the batch does, once it is taken.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from rayburst.serve.costs import CostCurve, Costs
+from rayburst.serve.ladder import Ladder
 
 __all__ = ["Batch", "Batcher", "Ticket", "power_of_two"]
+
+_FASTER, _LEAST = 0.8, 0.25  # a try that took so much less than it did changes the whole curve
+_LIKELY = 0.5  # so many requests expected during a batch are one to be ready for
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +41,8 @@ class Ticket:
     """One request in the queue. Times are readings of one clock, in seconds.
 
     `length` is what bucketing goes by (tokens of a sequence; 1 where all inputs are alike),
-    `priority` 0 is the most urgent, `variant` names the form of the model that shall answer.
+    `priority` 0 is the most urgent, `variant` names the form of the model that shall answer (with
+    a ladder: that answers, once the ticket is taken).
     """
 
     payload: Any
@@ -93,6 +101,11 @@ class _Lane:
             1 for p, queue in self._queues.items() if p <= priority for t in queue if not t.is_gone
         )
 
+    def waiting(self, patience_s: float) -> list[Ticket]:
+        """Those that wait, in the order in which `head` gives them."""
+        live = [t for queue in self._queues.values() for t in queue if not t.is_gone]
+        return live if len(self._queues) == 1 else sorted(live, key=lambda t: _key(t, patience_s))
+
     def head(self, patience_s: float) -> Ticket | None:
         best: Ticket | None = None
         for queue in self._queues.values():
@@ -117,11 +130,15 @@ class Batcher:
         max_batch: int,
         patience_s: float = 1.0,
         bucket: Callable[[int], int] = power_of_two,
+        ladder: Ladder | None = None,
+        slots: int = 1,
     ) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch is {max_batch}: a batch has one request or more")
         self.max_batch = max_batch
         self.costs = Costs()
+        self.ladder = ladder
+        self._slots = slots
         self._patience_s = patience_s
         self._bucket = bucket
         self._lanes: dict[tuple[str, int], _Lane] = {}
@@ -153,52 +170,145 @@ class Batcher:
         while (found := self._head()) is not None:
             key, lane, head = found
             if head.deadline_s > now_s:
-                curve = self.costs.of(*key)
+                variant = key[0] if self.ladder is None else self._step(self.ladder, now_s, key[1])
+                curve = self.costs.of(variant, key[1])
                 tickets = list(self._grow(lane, curve, now_s, late))
-                return Batch(tickets=tickets, late=late, variant=key[0], length=key[1])
+                for ticket in tickets:
+                    ticket.variant = variant
+                return Batch(tickets=tickets, late=late, variant=variant, length=key[1])
             self._drop(lane, head)
             late.append(head)
         return Batch(tickets=[], late=late) if late else None
 
     def learn(self, batch: Batch, took_s: float) -> None:
         """Takes in how long a batch took, so that the next deadlines are judged by it."""
-        self.costs.of(batch.variant, batch.length).learn(len(batch.tickets), took_s)
+        curve, size = self.costs.of(batch.variant, batch.length), len(batch.tickets)
+        if self.ladder is not None and self.ladder.is_try(batch.variant) and size <= curve.largest:
+            ratio = took_s / max(curve.mean(size), 1e-9)
+            if ratio < _FASTER:  # what was known is old: of the other sizes too
+                curve.rescale(max(ratio, _LEAST))
+        curve.learn(size, took_s)
 
     def finish_s(self, ticket: Ticket, *, busy_s: float, slots: int = 1) -> float:
         """Seconds until `ticket` would be answered if it were added now: a forecast to admit by.
 
         `busy_s` is how long it takes until the first slot is free. Everything that goes before
-        it is taken to fill whole batches.
+        it is taken to fill whole batches. With a ladder the cheapest rung is what counts, but for
+        one whose deadline is nearer than the promise: nobody can ask others' answers down.
         """
         own = self._key_of(ticket)
+        is_tight = self._is_tight(ticket)
         total_s = 0.0
         for key, lane in self._lanes.items():
             ahead = lane.ahead_of(ticket.priority) if len(lane) else 0
-            curve = self.costs.of(*key)
+            curve = self._expected(key, is_tight, ticket.arrived_s)
             batches, rest = divmod(ahead, self.max_batch)
             total_s += batches * curve.mean(self.max_batch)
             if rest and key != own:
                 total_s += curve.mean(rest)
             elif key == own:
-                total_s += curve.upper(rest + 1) * slots
+                size = rest + 1 if is_tight else max(rest + 1, self._worth(curve))
+                total_s += curve.upper(size) * slots
         if own not in self._lanes:
-            total_s += self.costs.of(*own).upper(1) * slots
+            curve = self._expected(own, is_tight, ticket.arrived_s)
+            total_s += curve.upper(1 if is_tight else self._worth(curve)) * slots
         return busy_s + total_s / slots
+
+    def _is_tight(self, ticket: Ticket) -> bool:
+        """Whether it asks for more than the promise."""
+        return ticket.deadline_s - ticket.arrived_s < 0.999 * self._patience_s  # floats are no sums
+
+    def _worth(self, curve: CostCurve) -> int:
+        """The batch that a deadline leaves room for: the largest of which two keep the promise.
+
+        Who was promised less would hold up the growth of its batch, and so all that come after it.
+        """
+        size = 1 << (self.max_batch.bit_length() - 1)
+        while size > 1 and 2 * curve.upper(size) > self._patience_s:
+            size //= 2
+        return size
+
+    def _expected(self, key: tuple[str, int], is_tight: bool, now_s: float) -> CostCurve:
+        """The costs to forecast by."""
+        variant, length = key
+        if self.ladder is not None and is_tight:
+            variant = self.ladder.rungs[self.ladder.level(now_s)].name
+        elif self.ladder is not None:
+            variant = self.ladder.cheapest(self.costs, length, self.max_batch)
+        return self.costs.of(variant, length)
+
+    def _step(self, ladder: Ladder, now_s: float, length: int) -> str:
+        """The rung that computes the batch that begins now, whose requests have this length."""
+        waiting = {
+            key: lane.waiting(self._patience_s) for key, lane in self._lanes.items() if len(lane)
+        }
+        return ladder.choose(
+            lambda variant: self._holds(ladder, variant, waiting, now_s),
+            lambda: ladder.cheapest(self.costs, length, self.max_batch),
+            self.costs,
+            now_s,
+        )
+
+    def _holds(
+        self,
+        ladder: Ladder,
+        variant: str,
+        waiting: dict[tuple[str, int], list[Ticket]],
+        now_s: float,
+    ) -> bool:
+        """Whether everything that waits would keep the promise if `variant` computed it all.
+
+        And whether who comes while the first batch is computed can still be answered in time.
+        """
+        begin_s = 0.0  # of a batch, from now on
+        places = dict.fromkeys(waiting, 0)
+        while left := [key for key, tickets in waiting.items() if places[key] < len(tickets)]:
+            key = min(left, key=lambda k: _key(waiting[k][places[k]], self._patience_s))
+            length = key[1]
+            curve = self.costs.of(variant, length)
+            fastest = self.costs.of(ladder.cheapest(self.costs, length, 1), length)
+            n, room_s = 0, float("inf")
+            limit = min(self._limit(curve), len(waiting[key]) - places[key])
+            while n < limit:
+                ticket = waiting[key][places[key] + n]
+                until_s = max(ticket.deadline_s, ticket.arrived_s + self._patience_s) - now_s
+                is_lost = until_s < fastest.upper(1)  # no rung can hold it: it binds none
+                next_s = room_s if is_lost else min(room_s, until_s - begin_s)
+                if n and curve.upper(n + 1) > next_s:
+                    break
+                n, room_s = n + 1, next_s
+            if curve.upper(n) > room_s:
+                return False
+            if not any(places.values()):
+                coming = ladder.rate(length, now_s) * curve.mean(n)
+                size = min(self.max_batch, math.ceil(coming))
+                busy_s = curve.mean(n)
+                if coming >= _LIKELY and busy_s + fastest.upper(size) > self._patience_s:
+                    return False
+            places[key] += n
+            begin_s += curve.mean(n) / self._slots
+        return True
 
     def _grow(
         self, lane: _Lane, curve: CostCurve, now_s: float, late: list[Ticket]
     ) -> Iterator[Ticket]:
-        """Takes from the lane while the earliest deadline that can be held is held."""
+        """Takes from the lane while the earliest deadline that can be held is held.
+
+        One that would make the batch smaller than is worth it is not: it is late, and the batch
+        that would be small for its sake would make all that come after it late as well.
+        """
         n, room_s = 0, float("inf")
         limit = self._limit(curve)
         alone_s = curve.upper(1)
+        worth_s = curve.upper(min(self._worth(curve), max(1, len(lane))))
         while n < limit and (ticket := lane.head(self._patience_s)) is not None:
             left_s = ticket.deadline_s - now_s
             if left_s <= 0:
                 self._drop(lane, ticket)
                 late.append(ticket)
                 continue
-            if left_s >= alone_s:  # else nothing can hold it: it does not bind the others
+            least_s = alone_s if self._is_tight(ticket) else worth_s
+            if left_s >= least_s:  # else it binds no other
                 room_s = min(room_s, left_s)
             if n and curve.upper(n + 1) > room_s:
                 return

@@ -113,6 +113,16 @@ def _batch_type(model: type) -> tuple[Any, bool]:
             f"{model.__name__} has model_ids, and its predict is not told which one to use: write "
             "`def predict(self, batch: ..., model_id: str)`"
         )
+    if hasattr(model, "variants") and hasattr(model, "model_ids"):
+        raise ModelError(
+            f"{model.__name__} has variants and model_ids: a batch is told one of them. Serve each "
+            "model by a class of its own, with its variants"
+        )
+    if hasattr(model, "variants") and len(inspect.signature(predict).parameters) < 3:
+        raise ModelError(
+            f"{model.__name__} has variants, and its predict is not told which one to use: write "
+            "`def predict(self, batch: ..., variant: str)`"
+        )
     kind = next(iter(hints.values()))
     if typing.get_origin(kind) is list:
         return typing.get_args(kind)[0], True

@@ -62,6 +62,14 @@ class CostCurve:
             self._bends[_knot(n)] = bend + _GAIN * (took_s / straight_s - bend)
         self._means.clear()
 
+    def rescale(self, factor: float) -> None:
+        """Takes every size for so many times as dear as it was: the machine has changed."""
+        self._s *= factor
+        self._ns *= factor
+        self._line = _Line(self._line.fixed_s * factor, self._line.each_s * factor)
+        self._deviation_s *= factor
+        self._means.clear()
+
     def mean(self, n: int) -> float:
         """Expected seconds for `n` requests; 0 while nothing was seen."""
         mean_s = self._means.get(n)

@@ -15,7 +15,7 @@ import asyncio
 import inspect
 import math
 import time
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -23,13 +23,17 @@ import msgspec
 
 from rayburst.errors import BadRequestError, LateError, RefusedError, RequestError
 from rayburst.serve.admission import Admission, Load, Refusal
-from rayburst.serve.batcher import Batcher, Ticket
-from rayburst.serve.codec import ARROW, JSON, NPY, Codec
+from rayburst.serve.batcher import Batch, Batcher, Ticket
+from rayburst.serve.codec import JSON, Codec
+from rayburst.serve.costs import CostCurve
+from rayburst.serve.headers import Headers, kinds, number
 from rayburst.serve.metrics import ServingMetrics
 from rayburst.serve.options import ModelOptions
 from rayburst.serve.rates import Rates
 from rayburst.serve.retry.haproxy import ARRIVED
 from rayburst.serve.retry.spent import Spent
+from rayburst.serve.rungs import Headers as Told
+from rayburst.serve.rungs import Rungs
 from rayburst.serve.runner import Runner
 from rayburst.serve.scaling import Demand
 
@@ -40,12 +44,8 @@ PRIORITY = b"x-rayburst-priority"
 TENANT = b"x-rayburst-tenant"
 MODEL_ID = b"serve_multiplexed_model_id"
 _ARRIVED = ARRIVED.encode()
-_KINDS = {JSON.encode(): JSON, NPY.encode(): NPY, ARROW.encode(): ARROW}
-_ANY = (b"*/*", b"application/*", b"")
 _MAX_DEADLINE_S = 3600.0
 _LOWEST = 9  # the last of the priorities 0..9
-
-Headers = Mapping[bytes, bytes]
 
 
 class Gate(Protocol):
@@ -56,9 +56,10 @@ class Gate(Protocol):
 
 
 class Call(Protocol):
-    """A request on its way: what a carrier hands to the endpoint."""
+    """A request on its way: what a carrier hands to the endpoint. `told`: headers of the answer."""
 
     headers: Headers
+    told: Told
     ticket: Ticket | None
 
     def respond(self, status: int, body: bytes, kind: str, retry_after_s: float | None) -> None:
@@ -68,13 +69,13 @@ class Call(Protocol):
 class _Payload:
     """What waits in the queue for a call: its value, how to answer, and whom."""
 
-    __slots__ = ("accept", "call", "future", "model_id", "value")
+    __slots__ = ("accept", "call", "future", "value", "variant")
 
     def __init__(
-        self, value: Any, accept: str, call: Call | None, future: Any, model_id: str = ""
+        self, value: Any, accept: str, call: Call | None, future: Any, variant: str = ""
     ) -> None:
         self.value, self.accept, self.call, self.future = value, accept, call, future
-        self.model_id = model_id
+        self.variant = variant  # one of model_ids, or with `variants` the form that computes it
 
 
 class Endpoint:
@@ -95,12 +96,19 @@ class Endpoint:
         self.metrics = ServingMetrics(name)
         self.admission = admission or Admission(max_waiting=options.queue_limit)
         self.gate, self.rates = gate, rates
-        self.batcher = Batcher(max_batch=options.max_batch, patience_s=options.slo_s)
         self.demand = Demand(slo_s=options.slo_s, max_batch=options.max_batch, slots=options.slots)
+        self.rungs = Rungs.of(model, options, work_s=self.demand.work_s)
+        self.batcher = Batcher(
+            max_batch=options.max_batch,
+            patience_s=options.slo_s,
+            ladder=None if self.rungs is None else self.rungs.ladder,
+            slots=options.slots,
+        )
         self._threads = ThreadPoolExecutor(options.slots, thread_name_prefix="predict")
         self._spent = Spent() if options.idempotent else None
         self._model_ids: Container[str] | None = getattr(model, "model_ids", None)
         self._is_async = inspect.iscoroutinefunction(model.predict)
+        self._example: Any = None
         self._runner: Runner | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._held = 0
@@ -114,7 +122,11 @@ class Endpoint:
         """Settles on the running loop: requests are queued and answered there."""
         self._loop = asyncio.get_running_loop()
         self._runner = Runner(
-            self.batcher, self._compute, done=self._done, slots=self.options.slots
+            self.batcher,
+            self._compute,
+            done=self._done,
+            slots=self.options.slots,
+            begun=self._begun,
         )
         gauges = self.metrics.gauges
         gauges["rayburst_serve_waiting"] = ("Requests in the queue", lambda: len(self.batcher))
@@ -123,17 +135,40 @@ class Endpoint:
             "Seconds until a request that came now would be answered",
             lambda: self.forecast_s(),
         )
+        if self.rungs is not None:
+            ladder = self.rungs.ladder
+            gauges["rayburst_serve_rung"] = (
+                "Rungs below the most faithful variant",
+                lambda: ladder.level(time.monotonic()),
+            )
+            self.rungs.load_when_short(self._ready)
 
     def warm_up(self, example: Any) -> None:
-        """Computes the example alone and in full batches, so that the first costs are known."""
-        if example is None or self._is_async or self._model_ids is not None:
-            return
-        self._predict([example], encode=None)  # the first run of all also pays for allocations
-        curve = self.batcher.costs.of("", self._bucket_of(example))
+        """Computes the example alone and in full batches, so that the first costs are known.
+
+        Loads the variants that are to be there first.
+        """
+        self._example = example
+        for variant in [""] if self.rungs is None else self.rungs.load():
+            if example is not None and not self._is_async and self._model_ids is None:
+                self._try(variant)
+
+    def _try(self, variant: str) -> None:
+        """Learns what the example costs in one form."""
+        example, payload = self._example, _Payload(self._example, "", None, None, variant)
+        self._predict([example], [payload])  # the first run of all also pays for allocations
+        curve = self.batcher.costs.of(variant, self._bucket_of(example))
         for size in (1 << n for n in range(self.options.max_batch.bit_length())):
             started_s = time.perf_counter()
-            self._predict([example] * size, encode=None)
+            self._predict([example] * size, [payload] * size)
             curve.learn(size, time.perf_counter() - started_s)
+
+    def _ready(self, variant: str) -> None:
+        """A form that was missed is loaded: tried where batches are computed, then admitted."""
+        if self._example is not None and not self._is_async:
+            self._threads.submit(self._try, variant).result()
+        if self.rungs is not None:
+            self.rungs.ladder.admit(variant)
 
     def forecast_s(self) -> float:
         """Seconds until a request that came now would be answered."""
@@ -147,7 +182,7 @@ class Endpoint:
         headers = call.headers
         try:
             tenant = self._tenant(headers, now_s)
-            kind, accept = self._kinds(headers)
+            kind, accept = kinds(headers, self.codec.kinds)
             value = self.codec.decode(body, kind)
             ticket = self._ticket(_Payload(value, accept, call, None), headers, tenant, now_s)
         except RequestError as error:
@@ -165,6 +200,13 @@ class Endpoint:
 
         BadRequestError, RefusedError, LateError, or what predict raised.
         """
+        asked = self.ask_told(value, tenant=tenant, deadline_s=deadline_s, model_id=model_id)
+        return (await asked)[0]
+
+    async def ask_told(
+        self, value: Any, *, tenant: str = "", deadline_s: float | None = None, model_id: str = ""
+    ) -> tuple[Any, str]:
+        """As `ask`, and the variant that answered ("" where the model has but one)."""
         payload = _Payload(value, "", None, None, self._which(model_id))
         loop = asyncio.get_running_loop()
         if self._loop is None:
@@ -188,7 +230,7 @@ class Endpoint:
         """The value of a request for a stream, which is not batched; RequestError if refused."""
         now_s = time.monotonic()
         tenant = self._tenant(headers, now_s)
-        kind, _ = self._kinds(headers)
+        kind, _ = kinds(headers, self.codec.kinds)
         value = self.codec.decode(body, kind)
         ticket = Ticket(None, arrived_s=now_s, deadline_s=math.inf, tenant=tenant)
         load = Load(forecast_s=0.0, room=math.inf, held=0, is_idle=True)
@@ -216,7 +258,9 @@ class Endpoint:
             self._leave(ticket)
             self.metrics.answered(499, 0.0)
 
-    async def _ask_here(self, payload: _Payload, tenant: str, deadline_s: float | None) -> Any:
+    async def _ask_here(
+        self, payload: _Payload, tenant: str, deadline_s: float | None
+    ) -> tuple[Any, str]:
         now_s = time.monotonic()
         future = payload.future = asyncio.get_running_loop().create_future()
         ticket = Ticket(
@@ -224,7 +268,7 @@ class Endpoint:
             arrived_s=now_s,
             deadline_s=now_s + (deadline_s or self.options.slo_s),
             length=self.codec.length(payload.value),
-            variant=payload.model_id,
+            variant=payload.variant,
             tenant=tenant,
         )
         refusal = self._admit(ticket, now_s)
@@ -234,7 +278,7 @@ class Endpoint:
             )
         self._here.submit(ticket)
         try:
-            return await future
+            return await future, ticket.variant
         except asyncio.CancelledError:
             self.cancel(ticket)
             raise
@@ -256,30 +300,14 @@ class Endpoint:
             return self.gate.tenant(headers, now_s)
         return headers.get(TENANT, b"")[:64].decode("latin-1")
 
-    def _kinds(self, headers: Headers) -> tuple[str, str]:
-        """The content type of the body and of the answer."""
-        given = headers.get(b"content-type", b"application/json")
-        kind = _KINDS.get(given) or _KINDS.get(given.split(b";")[0].strip().lower())
-        if kind is None or kind not in self.codec.kinds:
-            allowed = ", ".join(self.codec.kinds)
-            raise _Unsupported(f"content-type {given[:80]!r} is not taken; send {allowed}")
-        wanted = headers.get(b"accept", b"*/*")
-        if wanted in _ANY:
-            return kind, kind
-        for part in wanted.split(b","):
-            name = part.split(b";")[0].strip().lower()
-            if name in _KINDS and _KINDS[name] in self.codec.kinds:
-                return kind, _KINDS[name]
-        return kind, kind
-
     def _ticket(self, payload: _Payload, headers: Headers, tenant: str, now_s: float) -> Ticket:
         slo_s, priority = self.options.slo_s, 1
         if DEADLINE in headers:
-            slo_s = _number(headers, DEADLINE, 0.001, _MAX_DEADLINE_S * 1000) / 1000
+            slo_s = number(headers, DEADLINE, 0.001, _MAX_DEADLINE_S * 1000) / 1000
         if PRIORITY in headers:
-            priority = int(_number(headers, PRIORITY, 0, _LOWEST, is_whole=True))
+            priority = int(number(headers, PRIORITY, 0, _LOWEST, is_whole=True))
         if self._model_ids is not None:
-            payload.model_id = self._which(headers.get(MODEL_ID, b"").decode("latin-1"))
+            payload.variant = self._which(headers.get(MODEL_ID, b"").decode("latin-1"))
         if self._spent is not None and _ARRIVED in headers:
             slo_s -= self._spent.seconds(headers[_ARRIVED], time.time())
         return Ticket(
@@ -288,7 +316,7 @@ class Endpoint:
             deadline_s=now_s + slo_s,
             priority=priority,
             length=self.codec.length(payload.value),
-            variant=payload.model_id,
+            variant=payload.variant,
             tenant=tenant,
         )
 
@@ -318,8 +346,7 @@ class Endpoint:
     def _admit(self, ticket: Ticket, now_s: float) -> Refusal | None:
         runner = self._here
         is_idle = runner.running < self.options.slots and not len(self.batcher)
-        curve = self.batcher.costs.of(ticket.variant, self._bucket_of(ticket.payload.value))
-        self.demand.asked(curve)
+        curve = self._asked(ticket, self._bucket_of(ticket.payload.value), now_s)
         whole_s = curve.mean(self.options.max_batch)
         slots, most = self.options.slots, self.options.max_batch
         room = slots * most * self.options.slo_s / whole_s if whole_s > 0 else math.inf
@@ -335,12 +362,28 @@ class Endpoint:
             self.admission.enter(ticket.tenant, now_s)
         return refusal
 
+    def _asked(self, ticket: Ticket, length: int, now_s: float) -> CostCurve:
+        """Counts it for what it takes in the best form; the costs that admission goes by."""
+        costs = self.batcher.costs
+        if self.rungs is None:
+            curve = costs.of(ticket.variant, length)
+            self.demand.asked(curve)
+            return curve
+        ladder = self.rungs.ladder
+        ladder.asked(length, now_s)
+        self.demand.asked(costs.of(ladder.best, length))
+        return costs.of(ladder.cheapest(costs, length, self.options.max_batch), length)
+
+    def _begun(self, batch: Batch) -> None:
+        self.metrics.batched(len(batch.tickets))
+        for ticket in batch.tickets:
+            ticket.payload.variant = batch.variant
+
     def _leave(self, ticket: Ticket) -> None:
         self._held -= 1
         self.admission.leave(ticket.tenant)
 
     async def _compute(self, payloads: list[_Payload]) -> Sequence[Any]:
-        self.metrics.batched(len(payloads))
         values = [payload.value for payload in payloads]
         if self._is_async:
             made = await self.model.predict(self.codec.stack(values), *self._model_of(payloads))
@@ -348,14 +391,14 @@ class Endpoint:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._predict, values, payloads)
 
-    def _predict(self, values: list[Any], encode: list[_Payload] | None) -> list[Any]:
-        made = self.model.predict(self.codec.stack(values), *self._model_of(encode))
-        answers = self.codec.split(made, len(values))
-        return answers if encode is None else self._encoded(answers, encode)
+    def _predict(self, values: list[Any], payloads: list[_Payload]) -> list[Any]:
+        made = self.model.predict(self.codec.stack(values), *self._model_of(payloads))
+        return self._encoded(self.codec.split(made, len(values)), payloads)
 
-    def _model_of(self, payloads: list[_Payload] | None) -> tuple[str, ...]:
-        """What predict is told besides its batch: one batch is for one model."""
-        return () if self._model_ids is None or not payloads else (payloads[0].model_id,)
+    def _model_of(self, payloads: list[_Payload]) -> tuple[str, ...]:
+        """What predict is told besides its batch: one batch is for one model in one form."""
+        is_told = self._model_ids is not None or self.rungs is not None
+        return (payloads[0].variant,) if is_told else ()
 
     def _encoded(self, answers: list[Any], payloads: list[_Payload]) -> list[Any]:
         for place, payload in enumerate(payloads):
@@ -373,13 +416,19 @@ class Endpoint:
         now_s = time.monotonic()
         if payload.future is not None:
             _resolve(payload.future, answer)
-        if payload.call is None:
-            self.metrics.answered(200, now_s - ticket.arrived_s)
-        elif isinstance(answer, BaseException):
+        is_error = isinstance(answer, BaseException)
+        if payload.call is not None and is_error:
             self._refuse(payload.call, answer, ticket.arrived_s)
-        else:
-            is_late = now_s > ticket.deadline_s
-            self.metrics.answered(200, now_s - ticket.arrived_s, is_late=is_late)
+            return
+        self.metrics.answered(
+            200,
+            now_s - ticket.arrived_s,
+            is_late=payload.call is not None and now_s > ticket.deadline_s,
+            variant="" if self.rungs is None or is_error else payload.variant,
+        )
+        if payload.call is not None:
+            if self.rungs is not None:
+                payload.call.told = self.rungs.told(payload.variant)
             payload.call.respond(200, answer, payload.accept, None)
 
     def _refuse(self, call: Call, error: BaseException, began_s: float) -> None:
@@ -401,25 +450,6 @@ class Endpoint:
         if retry_s is not None:
             body["retry_after_s"] = round(retry_s, 4)
         call.respond(status, msgspec.json.encode(body), JSON, retry_s)
-
-
-class _Unsupported(BadRequestError):
-    status = 415
-
-
-def _number(
-    headers: Headers, name: bytes, least: float, most: float, *, is_whole: bool = False
-) -> float:
-    try:
-        value = float(headers[name])
-    except ValueError:
-        value = math.nan
-    if not least <= value <= most or (is_whole and value != int(value)):
-        whole = "a whole number from " if is_whole else ""
-        raise BadRequestError(
-            f"header {name.decode()} is {headers[name][:40]!r}; give {whole}{least:g} to {most:g}"
-        )
-    return value
 
 
 def _resolve(future: asyncio.Future[Any], answer: Any) -> None:

@@ -13,6 +13,7 @@ from rayburst.serve.batcher import Ticket
 from rayburst.serve.codec import JSON
 from rayburst.serve.endpoint import Endpoint
 from rayburst.serve.model_pb2 import PredictReply, PredictRequest
+from rayburst.serve.rungs import Headers as Told
 
 __all__ = ["predict"]
 
@@ -31,6 +32,7 @@ class _GrpcCall:
     def __init__(self, headers: Mapping[bytes, bytes]) -> None:
         self.headers = headers
         self.ticket: Ticket | None = None
+        self.told: Told = ()
         self._loop = asyncio.get_running_loop()
         self.answer: asyncio.Future[tuple[int, bytes, str, float | None]] = (
             self._loop.create_future()
@@ -58,6 +60,9 @@ async def predict(endpoint: Endpoint, request: PredictRequest, context: Any) -> 
         endpoint.on_home(lambda: endpoint.cancel(call.ticket) if call.ticket else None)
         raise
     if status == 200:
+        if call.told:
+            told = [(name.decode(), value.decode("latin-1")) for name, value in call.told]
+            context.set_trailing_metadata(told)
         return PredictReply(body=answer, content_type=kind)
     if retry_after_s is not None:
         context.set_trailing_metadata([("retry-after-s", f"{retry_after_s:.4f}")])

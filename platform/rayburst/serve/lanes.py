@@ -29,6 +29,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from rayburst.serve.batcher import Ticket
 from rayburst.serve.endpoint import Endpoint
+from rayburst.serve.rungs import Headers as Told
 
 __all__ = ["READ_S", "FastCall", "FastProtocol", "Lane", "protocol_for"]
 
@@ -108,6 +109,7 @@ class FastCall:
         "response_complete",
         "size",
         "ticket",
+        "told",
     )
 
     headers: Mapping[bytes, bytes]
@@ -120,6 +122,7 @@ class FastCall:
         self.size = 0
         self.began_s = 0.0
         self.ticket = None
+        self.told: Told = ()
         self.request_id = headers.get(b"x-request-id", b"")[:MAX_ID_BYTES] or _new_id()
         self.keep_alive = True
         self.is_started = self.response_complete = self.disconnected = False
@@ -155,6 +158,7 @@ class FastCall:
             b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
             % (kind.encode(), len(body), self.request_id),
         ]
+        parts += [b"%b: %b\r\n" % pair for pair in self.told]
         if retry_after_s is not None:
             parts.append(b"retry-after: %d\r\n" % max(1, math.ceil(retry_after_s)))
         if not self.keep_alive:

@@ -52,16 +52,21 @@ class ServingMetrics(Collector):
         self.gauges: dict[str, tuple[str, Callable[[], float]]] = {}
         self._model = model
         self._statuses: defaultdict[int, int] = defaultdict(int)
+        self._variants: defaultdict[str, int] = defaultdict(int)
         self._late = 0
         self._seconds = _Histogram(_SECONDS)
         self._sizes = _Histogram(_SIZES)
 
-    def answered(self, status: int, took_s: float, *, is_late: bool = False) -> None:
-        """Counts one response. Late: after its deadline."""
+    def answered(
+        self, status: int, took_s: float, *, is_late: bool = False, variant: str = ""
+    ) -> None:
+        """Counts one response. Late: after its deadline. `variant` is the form that answered."""
         self._statuses[status] += 1
         if status == 200:
             self._seconds.add(took_s)
             self._late += is_late
+            if variant:
+                self._variants[variant] += 1
 
     def batched(self, size: int) -> None:
         """Counts one batch."""
@@ -75,6 +80,13 @@ class ServingMetrics(Collector):
         for status, count in sorted(self._statuses.items()):
             requests.add_metric([self._model, str(status)], count)
         yield requests
+        if self._variants:
+            answers = CounterMetricFamily(
+                "rayburst_serve_variant", "Answers by variant", labels=["model", "variant"]
+            )
+            for variant, count in sorted(self._variants.items()):
+                answers.add_metric([self._model, variant], count)
+            yield answers
         yield CounterMetricFamily(
             "rayburst_serve_late", "Answers that came after their deadline", value=self._late
         )

@@ -9,6 +9,7 @@ import msgspec
 
 from rayburst.serve.codec import JSON
 from rayburst.serve.endpoint import MODEL_ID, Endpoint
+from rayburst.serve.rungs import DEGRADED, VARIANT, Rungs
 
 __all__ = ["describe"]
 
@@ -45,6 +46,8 @@ def describe(endpoint: Endpoint, *, example: Any, root_path: str = "") -> dict[s
         if isinstance(model_ids, Iterable):
             which["schema"]["enum"] = sorted(model_ids)
         paths["/predict"]["post"]["parameters"].append({**which, "required": True})
+    if endpoint.rungs is not None:
+        paths["/predict"]["post"]["responses"]["200"]["headers"] = _variant_headers(endpoint.rungs)
     if hasattr(endpoint.model, "stream"):
         events = {"text/event-stream": {"schema": {"type": "string"}}}
         paths["/stream"] = {"post": _post("stream", "Answers piece by piece", body, events)}
@@ -78,6 +81,18 @@ def _header(name: str, words: str, kind: str, least: float | None) -> dict[str, 
         schema["minimum"] = least
         schema["maximum"] = 9 if kind == "integer" else 3_600_000
     return {"name": name, "in": "header", "description": words, "schema": schema}
+
+
+def _variant_headers(rungs: Rungs) -> dict[str, Any]:
+    which = {"type": "string", "enum": rungs.names}
+    share = {"type": "number", "minimum": 0, "maximum": 1}
+    return {
+        VARIANT.decode(): {"description": "the form that answered", "schema": which},
+        DEGRADED.decode(): {
+            "description": "under overload: how often this form agrees with the best one",
+            "schema": share,
+        },
+    }
 
 
 def _error_schema() -> dict[str, Any]:

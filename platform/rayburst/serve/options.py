@@ -54,6 +54,13 @@ class ModelOptions(BaseModel):
     slots: int = Field(default=1, ge=1, le=64, description="batches under way at once")
     max_waiting: int | None = Field(default=None, ge=1, description="none: 32 batches' worth")
     max_body_bytes: int = Field(default=1 << 20, ge=64)
+    agreement: float = Field(
+        default=0.98, ge=0, le=1, description="no variant that agrees less is ever used"
+    )
+    back_after_s: float = Field(
+        default=5.0, gt=0, description="a better variant, once the load allowed it so long"
+    )
+    eager: bool = Field(default=True, description="all variants loaded before the first request")
     lane: Literal["auto", "stock"] = Field(default="auto", description="see docs/serving.md")
     access_log: bool = Field(default=False, description="a line for each request")
     idempotent: bool = Field(

@@ -34,7 +34,10 @@ Compute = Callable[[list[Any]], Awaitable[Sequence[Answer]]]
 
 
 class Runner:
-    """One model's queue and slots. `done(ticket, answer)` is called once for each request."""
+    """One model's queue and slots. `done(ticket, answer)` is called once for each request.
+
+    `begun(batch)` is called before a batch is computed.
+    """
 
     def __init__(
         self,
@@ -43,11 +46,12 @@ class Runner:
         *,
         done: Done,
         slots: int = 1,
+        begun: Callable[[Batch], None] = lambda batch: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.batcher = batcher
         self._compute = compute
-        self._done = done
+        self._done, self._begun = done, begun
         self._slots = slots
         self._clock = clock
         self._loop = asyncio.get_running_loop()
@@ -93,6 +97,7 @@ class Runner:
             for ticket in batch.late:
                 self._done(ticket, LateError("its deadline passed before a slot was free"))
             if batch.tickets:
+                self._begun(batch)
                 task = self._loop.create_task(self._run(batch, now_s))
                 curve = self.batcher.costs.of(batch.variant, batch.length)
                 self._ends_s[task] = now_s + curve.mean(len(batch.tickets))

@@ -20,7 +20,8 @@ application with an HTTP face of its own, `Front.bind(Doubler.part())` gives Fro
 `await handle.predict.remote(value)`. What `predict` may take and return is told in codec.py, what
 the options mean in options.py. A class with `stream(value)` besides answers POST /stream piece by
 piece. `predict` may be a coroutine. A class with `model_ids` holds several models, and
-`predict(batch, model_id)` is told which one a batch is for.
+`predict(batch, model_id)` is told which one a batch is for. One with `variants`, forms of one model
+with their agreement, degrades under overload before it refuses (ladder.py).
 """
 
 from __future__ import annotations

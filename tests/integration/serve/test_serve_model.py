@@ -67,6 +67,7 @@ class Client:
     every_s: float = 0.0  # a request begins no sooner after the one before
     headers: dict[str, str] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
+    variants: Counter[str] = field(default_factory=Counter)  # of answers that say which
     closes: int = 0
     pids: set[int] = field(default_factory=set)
     errors: list[str] = field(default_factory=list)
@@ -82,6 +83,8 @@ class Client:
                 answer = connection.getresponse()
                 body = answer.read()
                 self.seen[str(answer.status)] += 1
+                if answer.status == 200 and (variant := answer.headers["x-rayburst-variant"]):
+                    self.variants[variant] += 1
                 if answer.status != 200:
                     self.errors.append(f"{answer.status} {body[:200]!r}")
                 self.closes += answer.will_close

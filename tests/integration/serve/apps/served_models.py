@@ -32,6 +32,18 @@ class Scaler:
         yield from value
 
 
+@rb.serve.model(slo_ms=1500, max_batch=4, agreement=0.98, back_after_s=1.0)
+class Forms:
+    """Three forms, each ten times as fast as the one before; the last one agrees too seldom."""
+
+    example = np.zeros(3, np.float32)
+    variants = {"fp32": 1.0, "int8": 0.985, "tiny": 0.5}  # noqa: RUF012  as users write it
+
+    def predict(self, batch: np.ndarray, variant: str) -> list[Any]:
+        time.sleep({"fp32": 0.1, "int8": 0.01, "tiny": 0.001}[variant] * len(batch))
+        return [{"variant": variant} for _ in batch]
+
+
 api = FastAPI()
 
 
@@ -54,6 +66,11 @@ def scaler(args: dict[str, str]) -> Any:
     replicas = {"least": int(args.get("replicas", 1)), "cpus": 0.1}
     served = Scaler.options(**{"replicas": replicas, **json.loads(args.get("options", "{}"))})
     return served.bind(float(args.get("factor", 2)), float(args.get("seconds", 0)))
+
+
+def forms(args: dict[str, str]) -> Any:
+    """The model with variants."""
+    return Forms.options(replicas={"cpus": 0.1}, **json.loads(args.get("options", "{}"))).bind()
 
 
 def composed(args: dict[str, str]) -> Any:
