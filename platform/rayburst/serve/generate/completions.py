@@ -25,9 +25,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from rayburst.errors import BadRequestError, RefusedError, RequestError
-from rayburst.serve.endpoint import TENANT, Endpoint, Headers
+from rayburst.serve.endpoint import TENANT, Endpoint
 from rayburst.serve.generate.request import Request as Ask
 from rayburst.serve.generate.service import GenerationService, Written
+from rayburst.serve.headers import Headers
 
 __all__ = ["CompletionRequest", "completion", "completion_routes", "deltas"]
 
