@@ -29,7 +29,7 @@ def figures(url: str) -> dict[str, float]:
     return {**counted, "rung": rung}
 
 
-@pytest.mark.parametrize("lane", ["auto", "stock"])
+@pytest.mark.parametrize("lane", ["auto", pytest.param("stock", marks=pytest.mark.soak)])
 def test_overload_is_answered_by_a_cheaper_form_and_never_by_one_below_the_floor(
     fast_head: Head, lane: str
 ) -> None:
