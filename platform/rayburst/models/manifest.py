@@ -23,6 +23,7 @@ from rayburst.errors import VersionDamagedError, VersionError, VersionNotFoundEr
 __all__ = [
     "CheckpointRef",
     "DataRef",
+    "Escalation",
     "Host",
     "Latency",
     "Measured",
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 FORMAT = "rayburst-model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
 S = TypeVar("S", bound=BaseModel)
@@ -74,11 +75,24 @@ class Host(_Stored):
     gpu: str | None = None
 
 
+class Escalation(_Stored):
+    """What asking fp32 again gives wherever a variant is less sure than `threshold`.
+
+    Sure: the probability of its likeliest token. `agreement`: with fp32, of all answers then;
+    `escalated`: the share that is asked again.
+    """
+
+    threshold: float = Field(ge=0, le=1)
+    agreement: float = Field(ge=0, le=1)
+    escalated: float = Field(ge=0, le=1)
+
+
 class Measured(_Stored):
     """What a variant is worth, on real inputs and on one host.
 
     `agreement` is the share of positions at which the likeliest next token is the fp32 model's;
-    `tokens` is the length of the texts, `positions` how many predictions were compared.
+    `tokens` is the length of the texts, `positions` how many predictions were compared;
+    `escalation` says what a cascade to fp32 would give, by threshold (models/escalation.py).
     """
 
     agreement: float = Field(ge=0, le=1)
@@ -87,19 +101,7 @@ class Measured(_Stored):
     tokens: int = Field(ge=1)
     latency: tuple[Latency, ...] = Field(min_length=1)
     host: Host
-
-
-class Variant(_Stored):
-    """A served form of a model."""
-
-    name: str
-    files: tuple[StoredFile, ...] = Field(min_length=1)
-    measured: Measured | None = None
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of its weights as they are stored and sent to a replica."""
-        return sum(file.size_bytes for file in self.files)
+    escalation: tuple[Escalation, ...] = Field(default=(), exclude_if=lambda points: not points)
 
 
 class CheckpointRef(_Stored):
@@ -132,6 +134,25 @@ class ModelShape(_Stored):
     config: dict[str, Any]
 
 
+class Variant(_Stored):
+    """A served form of a model.
+
+    One that was trained itself, a student, says from which `checkpoint`, and its own shape in
+    `model`; the others have those of their version.
+    """
+
+    name: str
+    files: tuple[StoredFile, ...] = Field(min_length=1)
+    measured: Measured | None = None
+    model: ModelShape | None = Field(default=None, exclude_if=lambda shape: shape is None)
+    checkpoint: CheckpointRef | None = Field(default=None, exclude_if=lambda ref: ref is None)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its weights as they are stored and sent to a replica."""
+        return sum(file.size_bytes for file in self.files)
+
+
 class ModelVersion(_Stored):
     """One published version of a model. Never changes."""
 
@@ -152,6 +173,15 @@ class ModelVersion(_Stored):
         return f"{self.name}@{self.version}"
 
     @property
+    def format_version(self) -> int:
+        """Readers before 2 knew no students and no escalation."""
+        return 1 + any(v.model or (v.measured and v.measured.escalation) for v in self.variants)
+
+    def config_of(self, variant: Variant) -> dict[str, Any]:
+        """The shape of a variant's model, as `GPTConfig` takes it."""
+        return (variant.model or self.model).config
+
+    @property
     def files(self) -> dict[str, StoredFile]:
         """Every file of every variant, by key."""
         return {file.key: file for variant in self.variants for file in variant.files}
@@ -162,9 +192,12 @@ class ModelVersion(_Stored):
             if found.name == name:
                 return found
         known = ", ".join(v.name for v in self.variants)
+        make = f"quantize.py --model {self.ref} --variants {name}"
+        if name.startswith("student"):
+            make = f"distill_lm.py --teacher {self.ref}"
         raise VersionNotFoundError(
-            f"{self.ref} has no variant {name!r}; it has: {known}. `python jobs/quantize.py "
-            f"--model {self.ref} --variants {name}` publishes a version with it"
+            f"{self.ref} has no variant {name!r}; it has: {known}. `python jobs/{make}` publishes "
+            "a version with it"
         )
 
 
@@ -175,7 +208,8 @@ def file_digest(data: bytes | memoryview) -> str:
 
 def encode(record: BaseModel) -> bytes:
     """Canonical JSON, the digest of the rest at its end. VersionError where a number is NaN."""
-    body = {"format": FORMAT, "format_version": FORMAT_VERSION, **record.model_dump(mode="python")}
+    number = record.format_version if isinstance(record, ModelVersion) else 1
+    body = {"format": FORMAT, "format_version": number, **record.model_dump(mode="python")}
     try:
         text = json.dumps(body, separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
     except (TypeError, ValueError) as error:

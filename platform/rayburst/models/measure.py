@@ -4,9 +4,10 @@
     table = measure({"fp32": model, "int8": cheaper}, texts, batches=(1, 8, 32))
 
 Agreement is the share of positions at which the likeliest next token is that of the first model
-given. A latency is one forward pass over so many whole texts. The variants take turns, one pass
-each, so what else the machine does meets all of them alike; still it is a figure of this host, at
-this number of threads, with what ran beside it.
+given; for the others the same is told for each threshold of a cascade to the first. A latency is
+one forward pass over so many whole texts. The variants take turns, one pass each, so what else the
+machine does meets all of them alike; still it is a figure of this host, at this number of threads,
+with what ran beside it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import torch
 from torch import Tensor
 
 from rayburst.errors import DataError
-from rayburst.models.manifest import Host, Latency, Measured
+from rayburst.models.escalation import curve
+from rayburst.models.manifest import Escalation, Host, Latency, Measured
 from rayburst.train.gpt import GPT
 from rayburst.train.hardware import hardware_class
 from rayburst.train.text import Bytes, windows
@@ -78,6 +80,7 @@ def measure(
             tokens=texts.shape[1] - 1,
             latency=timed[name],
             host=host,
+            escalation=judged[name][2],
         )
         for name in models
     }
@@ -91,9 +94,13 @@ def host_of() -> Host:
 
 
 @torch.inference_mode()
-def _judged(models: Mapping[str, GPT], texts: Tensor) -> dict[str, tuple[float, float]]:
-    """Agreement with the first model, and bits a byte."""
-    same, nats = dict.fromkeys(models, 0), dict.fromkeys(models, 0.0)
+def _judged(
+    models: Mapping[str, GPT], texts: Tensor
+) -> dict[str, tuple[float, float, tuple[Escalation, ...]]]:
+    """Agreement with the first model, bits a byte, and what a cascade to the first would give."""
+    nats = dict.fromkeys(models, 0.0)
+    same: dict[str, list[Tensor]] = {name: [] for name in models}
+    sure: dict[str, list[Tensor]] = {name: [] for name in models}
     for first in range(0, texts.shape[0], _AT_ONCE):
         rows = texts[first : first + _AT_ONCE]
         likeliest: Tensor | None = None
@@ -101,12 +108,19 @@ def _judged(models: Mapping[str, GPT], texts: Tensor) -> dict[str, tuple[float, 
             logits = model(rows[:, :-1])[0]
             mine = logits.argmax(dim=-1)
             likeliest = mine if likeliest is None else likeliest
-            same[name] += int((mine == likeliest).sum())
+            same[name].append((mine == likeliest).flatten())
+            sure[name].append(logits.float().softmax(dim=-1).amax(dim=-1).flatten())
             nats[name] += float(GPT.loss(logits, rows[:, 1:])) * rows.shape[0]
-    positions = texts[:, 1:].numel()
-    return {
-        name: (same[name] / positions, nats[name] / texts.shape[0] / math.log(2)) for name in models
-    }
+    judged = {}
+    for place, name in enumerate(models):
+        alike, confidence = torch.cat(same[name]).numpy(), torch.cat(sure[name]).numpy()
+        points = curve(confidence, alike) if place else ()
+        judged[name] = (
+            float(alike.mean()),
+            nats[name] / texts.shape[0] / math.log(2),
+            points,
+        )
+    return judged
 
 
 @torch.inference_mode()

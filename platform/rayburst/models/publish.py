@@ -34,7 +34,15 @@ from rayburst.train.versions import recorded
 if TYPE_CHECKING:
     from rayburst.models.registry import ModelRegistry
 
-__all__ = ["publish_checkpoint", "publish_variants"]
+__all__ = [
+    "checkpoint_ref",
+    "held_out_of",
+    "measured",
+    "publish_checkpoint",
+    "publish_variants",
+    "run_folder",
+    "stored_variant",
+]
 
 Say = Callable[[str], None]
 
@@ -59,7 +67,7 @@ def publish_checkpoint(
             "or digit first, for example gpt"
         )
     schemes = _schemes(variants)
-    run, step = _run(registry.store, checkpoint)
+    run, step = run_folder(registry.store, checkpoint)
     model, manifest = load_checkpoint(run, step)  # every chunk is proven
     for known in registry.versions(name, on_damage=lambda number, error: None):
         if known.checkpoint.sha256 == manifest.sha256 and _names(known) == set(schemes):
@@ -71,7 +79,7 @@ def publish_checkpoint(
         version=1,
         created_ms=registry.now_ms(),
         model=ModelShape(kind="gpt", config=model.config.to_dict()),
-        checkpoint=_checkpoint_ref(run.uri, manifest),
+        checkpoint=checkpoint_ref(run.uri, manifest),
         data=_data_ref(manifest, None if text is None else text[1]),
         code=_code(manifest),
         metrics=manifest.about.get("metrics") or {},
@@ -100,19 +108,18 @@ def publish_variants(
 ) -> ModelVersion:
     """A version with the fp32 weights of `ref` and these variants, all measured on this host.
 
-    `text`: bytes to compare the variants on; without them the held-out text of the version's run.
+    Students that `ref` has stay, measured anew beside the others. `text`: bytes to compare the
+    variants on; without them the held-out text of the version's run.
     """
     schemes = _schemes(variants)
     model, parent = registry.load(ref)
-    if text is None:
-        found = held_out(_run(registry.store, parent.checkpoint.uri)[0])
-        text = None if found is None else found[0]
     made = _made(
         registry,
         parent.name,
         model,
         schemes,
-        text=text,
+        students=[v for v in parent.variants if v.model is not None],
+        text=held_out_of(registry, parent) if text is None else text,
         where=parent.checkpoint.uri,
         threads=threads,
         say=say,
@@ -134,7 +141,7 @@ def _names(version: ModelVersion) -> set[str]:
     return {variant.name for variant in version.variants}
 
 
-def _run(store: ObjectStore, checkpoint: str) -> tuple[ObjectStore, int | None]:
+def run_folder(store: ObjectStore, checkpoint: str) -> tuple[ObjectStore, int | None]:
     """The run's folder, and the step that is named; a bare name is a run of this store."""
     run_uri, step = run_and_step(checkpoint)
     if "/" not in run_uri:
@@ -150,33 +157,79 @@ def _made(
     model: GPT,
     schemes: Sequence[str],
     *,
+    students: Sequence[Variant] = (),
     text: Bytes | None,
     where: str,
     threads: int | None,
     say: Say | None,
 ) -> tuple[Variant, ...]:
-    folder, say = registry.folder(name), say or _silent
-    stored = {}
-    for scheme in schemes:
-        stored[scheme] = put_tensors(folder, *packed(make(model, scheme)))
-        say(f"{scheme}: {sum(file.size_bytes for file in stored[scheme]) / 1e6:.2f} MB stored")
-    if len(schemes) == 1:  # nothing to choose among
-        return tuple(Variant(name=scheme, files=stored[scheme]) for scheme in schemes)
+    shape = ModelShape(kind="gpt", config=model.config.to_dict())
+    stored = [stored_variant(registry, name, s, make(model, s), say or _silent) for s in schemes]
+    return measured(
+        registry,
+        name,
+        shape,
+        (*stored, *students),
+        text=text,
+        where=where,
+        threads=threads,
+        say=say,
+    )
+
+
+def stored_variant(
+    registry: ModelRegistry, name: str, variant: str, model: GPT, say: Say
+) -> Variant:
+    """The weights of `model` on the store, as a variant that nobody has measured yet."""
+    found = Variant(name=variant, files=put_tensors(registry.folder(name), *packed(model)))
+    say(f"{variant}: {found.size_bytes / 1e6:.2f} MB stored")
+    return found
+
+
+def measured(
+    registry: ModelRegistry,
+    name: str,
+    shape: ModelShape,
+    variants: Sequence[Variant],
+    *,
+    text: Bytes | None,
+    where: str,
+    threads: int | None,
+    say: Say | None,
+) -> tuple[Variant, ...]:
+    """The variants with what each is worth here, beside the first; as they are where it is alone.
+
+    What was stored is read back and measured. DataError without a `text`.
+    """
+    if len(variants) == 1:  # nothing to choose among
+        return tuple(variants)
     if text is None:
+        others = ", ".join(v.name for v in variants[1:])
         raise DataError(
-            f"{where} keeps no held-out text, so {', '.join(schemes[1:])} cannot be compared with "
+            f"{where} keeps no held-out text, so {others} cannot be compared with "
             "fp32: publish without variants, then compare on a text of yours: python "
             "jobs/quantize.py --model NAME@VERSION --text FILE"
         )
-    config = model.config.to_dict()
-    models = {s: unpacked(config, *get_tensors(folder, stored[s])) for s in schemes}
-    table = measure(models, spread(text, block=model.config.block_size), threads=threads)
-    for scheme, row in table.items():
-        say(f"{scheme}: agrees {row.agreement:.2%}, {row.latency[0].median_ms:.1f} ms alone")
-    return tuple(Variant(name=s, files=stored[s], measured=table[s]) for s in schemes)
+    folder = registry.folder(name)
+    models = {
+        v.name: unpacked((v.model or shape).config, *get_tensors(folder, v.files)) for v in variants
+    }
+    table = measure(models, spread(text, block=shape.config["block_size"]), threads=threads)
+    for variant, row in table.items():
+        (say or _silent)(
+            f"{variant}: agrees {row.agreement:.2%}, {row.latency[0].median_ms:.1f} ms alone"
+        )
+    return tuple(v.model_copy(update={"measured": table[v.name]}) for v in variants)
 
 
-def _checkpoint_ref(run_uri: str, manifest: Manifest) -> CheckpointRef:
+def held_out_of(registry: ModelRegistry, version: ModelVersion) -> Bytes | None:
+    """The text that the run of a version held out; None where the run kept none."""
+    found = held_out(run_folder(registry.store, version.checkpoint.uri)[0])
+    return None if found is None else found[0]
+
+
+def checkpoint_ref(run_uri: str, manifest: Manifest) -> CheckpointRef:
+    """What a version says of the checkpoint that it was made from."""
     return CheckpointRef(
         uri=address(run_uri, manifest.step),
         run=manifest.about["config"]["run"],

@@ -131,7 +131,7 @@ class ModelRegistry:
         version = self.get(ref)
         chosen = version.variant(variant)
         tensors, metadata = files.get_tensors(self.folder(version.name), chosen.files)
-        return unpacked(version.model.config, tensors, metadata), version
+        return unpacked(version.config_of(chosen), tensors, metadata), version
 
     # writing
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rayburst.errors import CheckpointError
-from rayburst.models.manifest import ModelVersion
+from rayburst.models.manifest import ModelVersion, Variant
 from rayburst.models.registry import ModelRegistry
 from rayburst.serve.locate import locate
 from rayburst.serve.variants import Wanted, choose
@@ -80,7 +80,7 @@ def load_served(asked: Asked, environ: Mapping[str, str]) -> ServedModel:
         label=version.ref,
         variant=name,
         why=why,
-        meta=_meta(version),
+        meta=_meta(version, version.variant(name)),
         data=version.data.model_dump(),
     )
 
@@ -95,11 +95,17 @@ def _registry(environ: Mapping[str, str]) -> ModelRegistry:
     return ModelRegistry.open(root)
 
 
-def _meta(version: ModelVersion) -> dict[str, Any]:
+def _meta(version: ModelVersion, variant: Variant) -> dict[str, Any]:
+    """A student's own checkpoint and shape, and what was measured of it; else the version's."""
+    checkpoint = variant.checkpoint or version.checkpoint
+    own = {}
+    if variant.checkpoint is not None and variant.measured is not None:
+        own = {"val_bits_per_byte": variant.measured.bits_per_byte}
     return {
         **version.metrics,
-        "uri": version.checkpoint.uri,
-        "run": version.checkpoint.run,
-        "step": version.checkpoint.step,
-        "config": version.model.config,
+        **own,
+        "uri": checkpoint.uri,
+        "run": checkpoint.run,
+        "step": checkpoint.step,
+        "config": version.config_of(variant),
     }

@@ -263,7 +263,7 @@ def test_names_that_are_none_are_told_what_there_is(models: ModelRegistry) -> No
 
 
 def test_a_newer_format_asks_for_an_upgrade(models: ModelRegistry) -> None:
-    data = encode(publish(models, 10)).replace(b'"format_version":1', b'"format_version":2')
+    data = encode(publish(models, 10)).replace(b'"format_version":1', b'"format_version":3')
     text = data[:-77] + b"}"
     data = data[:-77] + b',"sha256":"' + hashlib.sha256(text).hexdigest().encode() + b'"}'
     with pytest.raises(VersionError, match="Upgrade rayburst"):
