@@ -226,20 +226,22 @@ def _request(raw: Any, kind: RequestKind, gang: str = "") -> Request:
     # A gang's bundles that must be on different nodes carry the group's own anti-affinity label.
     apart = any(c.HasField("anti_affinity") for c in raw.placement_constraints)
     # Several selectors are alternatives in order of preference: the first is what was asked for.
-    rules = raw.label_selectors[0].label_constraints if raw.label_selectors else ()
+    selectors = [tuple(map(_rule, one.label_constraints)) for one in raw.label_selectors]
     return Request(
         resources={k: v for k, v in raw.resources_bundle.items() if not k.startswith("node:")},
         kind=kind,
-        selector=tuple(
-            LabelRule(
-                key=rule.label_key,
-                values=frozenset(rule.label_values),
-                negated=rule.operator == 2,  # LABEL_OPERATOR_NOT_IN
-            )
-            for rule in rules
-        ),
+        selector=selectors[0] if selectors else (),
+        or_else=tuple(selectors[1:]),
         apart=gang if apart else "",
         in_gang=bool(gang),
+    )
+
+
+def _rule(raw: Any) -> LabelRule:
+    return LabelRule(
+        key=raw.label_key,
+        values=frozenset(raw.label_values),
+        negated=raw.operator == 2,  # LABEL_OPERATOR_NOT_IN
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 _EPSILON = 1e-6
@@ -41,6 +41,7 @@ class Request:
 
     Attributes:
         selector: all rules must accept the node's labels.
+        or_else: selectors that will do where no node can be had by `selector`, best first.
         apart: requests that share this name must be on different nodes.
         in_gang: it is one bundle of a placement group.
     """
@@ -48,13 +49,27 @@ class Request:
     resources: Mapping[str, float]
     kind: RequestKind = RequestKind.TASK
     selector: Sequence[LabelRule] = ()
+    or_else: Sequence[Sequence[LabelRule]] = ()
     apart: str = ""
     in_gang: bool = False
 
     @property
     def key(self) -> object:
         """What is equal for requests that fit the same nodes."""
-        return (tuple(sorted(self.resources.items())), self.kind, tuple(self.selector), self.apart)
+        return (
+            tuple(sorted(self.resources.items())),
+            self.kind,
+            tuple(self.selector),
+            tuple(tuple(selector) for selector in self.or_else),
+            self.apart,
+        )
+
+    def ways(self) -> list[Request]:
+        """The request by each of its selectors alone, best first."""
+        if not self.or_else:
+            return [self]
+        selectors = (self.selector, *self.or_else)
+        return [replace(self, selector=selector, or_else=()) for selector in selectors]
 
     def __str__(self) -> str:
         amounts = ", ".join(f"{k}: {v:g}" for k, v in sorted(self.resources.items()))

@@ -136,8 +136,11 @@ def _place_all(supply: Supply, requests: Sequence[Request], claimed: set[str]) -
             shelf.put(empty, stock.promised)
     unplaced = []
     for request, count in hardest_first(requests):
-        left = count - shelf.place(request, count)
-        left -= _launch_for(request, left, supply, shelf)
+        left, ways = count, request.ways()
+        for way in ways:  # Ray takes any node that is free and will do, before one is launched
+            left -= shelf.place(way, left)
+        for way in ways:
+            left -= _launch_for(way, left, supply, shelf)
         unplaced += [request] * left
     return unplaced
 

@@ -103,6 +103,16 @@ def test_a_negated_label_does_not_name_on_demand():
     }
 
 
+def test_work_that_wants_spot_takes_another_node_where_spot_cannot_be_had():
+    spot = LabelRule(key="rayburst.io/market", values=frozenset({"spot"}))
+    wants = replace(CPU, selector=[spot], or_else=[()])
+    assert caps(view(), *[wants] * 2) == {"rack": 0, "spot-a": 2, "spot-b": 0, "cloud": 0}
+    assert caps(view(), *[wants] * 9) == {"rack": 2, "spot-a": 2, "spot-b": 2, "cloud": 0}
+    assert caps(view(node("rack-1")), wants) == {"rack": 1, "spot-a": 0, "spot-b": 0, "cloud": 0}
+    only = replace(wants, or_else=())
+    assert caps(view(), *[only] * 9) == {"rack": 0, "spot-a": 2, "spot-b": 2, "cloud": 0}
+
+
 def test_work_that_fits_a_launching_node_opens_nothing_more():
     assert caps(view(node("rack-1", NodeState.LAUNCHING)), CPU)["rack"] == 1
 
