@@ -66,9 +66,14 @@ def has_own_server() -> bool:
 
 def why_not_again(callback: str) -> str | None:
     """Why a dead replica's requests are not asked again; None when `callback` sees to it."""
-    # What the controller goes by; nodes are started alike, so this process has the same variables.
     if not constants.RAY_SERVE_ENABLE_HA_PROXY:
         return "that takes Serve's HAProxy; start Ray with RAY_SERVE_ENABLE_HA_PROXY=1"
+    return why_plain_controller(callback)
+
+
+def why_plain_controller(callback: str) -> str | None:
+    """Why Serve's controller is as Ray has it; None when it called `callback`."""
+    # What the controller goes by; nodes are started alike, so this process has the same variables.
     if callback != constants.RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH:
         return f"start Ray with RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH={callback}"
     return None

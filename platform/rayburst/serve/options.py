@@ -37,11 +37,24 @@ class Replicas(BaseModel):
 
     least: int = Field(default=1, ge=0, description="0: none while nobody asks")
     most: int | None = Field(default=None, ge=1, description="none: always `least`")
+    floor: int = Field(
+        default=0, ge=0, description="so many never on spot; what is above it wants spot"
+    )
     up_after_s: float = Field(default=5.0, ge=0, description="more, once they were wanted so long")
     down_after_s: float = Field(default=120.0, ge=0, description="fewer, or none, likewise")
     cpus: float = Field(default=1.0, ge=0)
     gpus: float = Field(default=0.0, ge=0)
     resources: Mapping[str, float] = Field(default_factory=dict, description="custom resources")
+
+    @model_validator(mode="after")
+    def _floor_is_within(self) -> Replicas:
+        largest = self.least if self.most is None else self.most
+        if self.floor > largest:
+            raise ValueError(
+                f"floor {self.floor} is more than the deployment ever has: give at most {largest}, "
+                "or a larger `most`"
+            )
+        return self
 
 
 class ModelOptions(BaseModel):

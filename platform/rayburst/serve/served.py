@@ -40,16 +40,16 @@ from ray.serve.schema import LoggingConfig
 
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import ModelError
-from rayburst.serve import _ray_hooks
+from rayburst.serve import _ray_hooks, floor
 from rayburst.serve.admission import Admission
 from rayburst.serve.asgi import build_app
 from rayburst.serve.codec import Codec
+from rayburst.serve.controller import CALLBACK
 from rayburst.serve.endpoint import Endpoint
 from rayburst.serve.keys import KeyGate, KeyStore
 from rayburst.serve.lanes import Lane, protocol_for
-from rayburst.serve.options import ModelOptions
+from rayburst.serve.options import ModelOptions, Replicas
 from rayburst.serve.rates_actor import rates_for
-from rayburst.serve.retry import CALLBACK
 from rayburst.serve.scaling import DEMAND
 from rayburst.train.versions import is_tested_ray
 
@@ -105,11 +105,7 @@ class Served:
         deployment = serve.deployment(
             server,
             name=self.cls.__name__,
-            ray_actor_options={
-                "num_cpus": replicas.cpus,
-                "num_gpus": replicas.gpus,
-                "resources": dict(replicas.resources),
-            },
+            ray_actor_options=_actor_options(replicas),
             max_ongoing_requests=_UNBOUNDED,
             health_check_period_s=5,
             logging_config=LoggingConfig(enable_access_log=options.access_log),
@@ -117,6 +113,18 @@ class Served:
             **scaling,
         )
         return deployment.bind(self.cls, options, args, kwargs)
+
+
+def _actor_options(replicas: Replicas) -> dict[str, Any]:
+    """What one replica asks Ray for."""
+    asked = {
+        "num_cpus": replicas.cpus,
+        "num_gpus": replicas.gpus,
+        "resources": dict(replicas.resources),
+    }
+    if replicas.floor:
+        asked["label_selector"] = floor.selector(replicas.floor)
+    return asked
 
 
 def _autoscaling(options: ModelOptions) -> dict[str, Any]:
@@ -158,6 +166,8 @@ class ModelPart:
         self._tasks: set[asyncio.Task[None]] = set()
         self._example = getattr(cls, "example", None)
         self._endpoint.warm_up(self._example)
+        if options.replicas.floor and (why := _why_no_spot()):
+            _log.warning("%s: no replica may be on spot, floor or not: %s", cls.__name__, why)
 
     async def predict(self, value: Any, *, deadline_ms: float | None = None) -> Any:
         """The answer to one value; what other deployments call by handle."""
@@ -254,6 +264,13 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _why_no_spot() -> str | None:
+    """Why a deployment with a floor has nothing on spot above it; None when it may."""
+    if not is_tested_ray():
+        return "this Ray is not the tested one"
+    return _ray_hooks.why_plain_controller(CALLBACK)
 
 
 def _why_stock(options: ModelOptions) -> str | None:

@@ -26,7 +26,7 @@ from support import wait_for
 
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.fleet import processes
-from rayburst.serve import retry
+from rayburst.serve.controller import CALLBACK
 from rayburst.serve.deploy import deploy
 from rayburst.serve.endpoint import DEADLINE
 from rayburst.serve.keys import KeyStore
@@ -50,8 +50,8 @@ class Nodes:
         self.url = ""  # of the model, once there is one
         self.folders: dict[str, Path] = {}  # by address
 
-    def add(self) -> str:
-        """Starts one and returns its address."""
+    def add(self, resource: str = "spot", count: int = 1, market: str = "spot") -> str:
+        """Starts one with so much of a resource and returns its address."""
         self._made += 1
         address = f"127.0.83.{10 + self._made}"
         folder = self._folder / address
@@ -59,7 +59,8 @@ class Nodes:
         env = {**self.head.node_env, processes.OWNER_VARIABLE: str(folder)}
         command = [
             str(BIN / "ray"), "start", f"--address={self.head.env['RAY_ADDRESS']}",
-            f"--node-ip-address={address}", "--num-cpus=0", "--resources", '{"spot": 1}',
+            f"--node-ip-address={address}", "--num-cpus=0",
+            "--resources", json.dumps({resource: count}), f"--labels=ray.io/market-type={market}",
             "--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=80000000",
             f"--dashboard-agent-listen-port={processes.free_ports(1)[0]}", "--disable-usage-stats",
         ]  # fmt: skip
@@ -137,7 +138,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Iterato
         folder = tmp_path_factory.mktemp("nodes")
         env = {
             **haproxy_env(own=38_000),
-            "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": retry.CALLBACK,
+            "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": CALLBACK,
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         }
         head = stack.enter_context(started_head(folder, trained.store_uri, env))

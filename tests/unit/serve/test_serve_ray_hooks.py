@@ -11,7 +11,7 @@ from ray.serve._private.common import RequestProtocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rayburst.serve import _ray_hooks
-from rayburst.serve.retry import CALLBACK, install
+from rayburst.serve.controller import CALLBACK, install
 
 WHAT_TO_DO = (
     "{what} changed, which rayburst.serve's fast lane builds on. Read the new code, adapt "

@@ -1,7 +1,7 @@
 """A request that a dead replica held is asked again of another, where its model allows that.
 
     export RAY_SERVE_ENABLE_HA_PROXY=1
-    export RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH=rayburst.serve.retry:install
+    export RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH=rayburst.serve.controller:install
     ray start --head ...
 
 HAProxy can ask again (`retry-on empty-response`), but Serve 2.60 has one policy for all models, and
@@ -20,14 +20,13 @@ import logging
 
 from rayburst.train.versions import is_tested_ray
 
-__all__ = ["CALLBACK", "install"]
+__all__ = ["install"]
 
-CALLBACK = "rayburst.serve.retry:install"
 _log = logging.getLogger("ray.serve")
 
 
 def install() -> None:
-    """Serve's controller calls this before it starts its proxies; see CALLBACK."""
+    """Serve's controller calls this before it starts its proxies; see serve/controller.py."""
     if not is_tested_ray():
         _log.warning(
             "requests of dead replicas are not asked again: this Ray is not the tested one"
