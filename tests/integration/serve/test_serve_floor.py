@@ -21,7 +21,7 @@ from support import wait_for
 
 from rayburst.errors import DeployError
 from rayburst.serve.controller import CALLBACK
-from rayburst.serve.deploy import delete, deploy
+from rayburst.serve.deploy import deploy
 
 from .conftest import Trained, started_head
 from .test_serve_model import Load
@@ -119,7 +119,6 @@ def test_the_floor_stays_off_spot_whatever_comes_dies_and_goes(nodes: Markets) -
         floor = nodes.running(DESK)
     wait_for(nodes.settled(**{DESK: FLOOR}), what="the one on spot went first")
     assert nodes.running(DESK) == floor
-    delete(nodes.head.dashboard_url, nodes.head.token, name=NAME)
 
 
 @pytest.mark.soak
