@@ -24,6 +24,8 @@ PAGES = {
     "rayburst.models.manifest": ("ModelVersion", "Variant", "Measured", "Escalation"),
     "rayburst.models.distill": ("distillation_loss",),
     "rayburst.models.students": ("publish_student",),
+    "rayburst.serve.cascade_front": ("cascade",),
+    "rayburst.serve.cascade": ("CascadeOptions",),
     "rayburst.train.run": ("start_run", "RunOptions", "Run"),
     "rayburst.train.trainer": ("ElasticTrainer", "Workers", "ElasticOptions"),
     "rayburst.cost.statement": ("Statement", "CostRow"),

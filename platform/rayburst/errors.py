@@ -53,6 +53,9 @@ A message says what was given, what is allowed, and the corrected call.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class RayburstError(Exception):
     """Base of all errors that rayburst raises on purpose."""
@@ -153,6 +156,11 @@ class RefusedError(RequestError):
         super().__init__(why)
         self.status = status
         self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It travels from a replica to whoever asked by handle, its keywords too."""
+        again = partial(type(self), status=self.status, retry_after_s=self.retry_after_s)
+        return again, self.args
 
 
 class KeyRefusedError(RequestError):

@@ -32,7 +32,7 @@ from rayburst.serve.endpoint import Endpoint
 from rayburst.serve.openapi import describe
 from rayburst.serve.rungs import Headers as Told
 
-__all__ = ["build_app"]
+__all__ = ["build_app", "read_body"]
 
 _SLOW = {"x-rayburst-lane": "stock"}
 
@@ -105,7 +105,7 @@ def build_app(endpoint: Endpoint, *, example: Any = None) -> Starlette:
 
 
 async def _predict(endpoint: Endpoint, request: Request) -> Response:
-    body = await _body(request, endpoint.options.max_body_bytes)
+    body = await read_body(request, endpoint.options.max_body_bytes)
     if isinstance(body, Response):
         return body
     call = _AsgiCall(request)
@@ -118,7 +118,7 @@ async def _predict(endpoint: Endpoint, request: Request) -> Response:
 
 
 async def _stream(endpoint: Endpoint, request: Request) -> Response:
-    body = await _body(request, endpoint.options.max_body_bytes)
+    body = await read_body(request, endpoint.options.max_body_bytes)
     if isinstance(body, Response):
         return body
     headers = dict(request.scope["headers"])
@@ -145,7 +145,7 @@ async def _events(pieces: AsyncIterator[Any]) -> AsyncIterator[bytes]:
         yield b"event: end\ndata: {}\n\n"
 
 
-async def _body(request: Request, most: int) -> bytes | Response:
+async def read_body(request: Request, most: int) -> bytes | Response:
     """The body, or the response that says why it cannot be had."""
     parts, size = [], 0
     try:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from rayburst.serve.kv_cache import Memory
 from rayburst.train.gpt import GPT
 
-__all__ = ["Generation", "Score", "generate", "score"]
+__all__ = ["Generation", "Score", "generate", "likeliest", "score"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,6 +134,22 @@ def score(model: GPT, texts: Sequence[bytes], *, rows_at_once: int) -> list[Scor
             scored_bytes=len(text) - 1,
         )
         for total, text in zip(nats, texts, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def likeliest(model: GPT, texts: Sequence[bytes], count: int) -> list[list[tuple[int, float]]]:
+    """For each text of a byte or more: the `count` likeliest next bytes, and their probabilities.
+
+    The model reads the last block of a text.
+    """
+    contexts = [list(text[-model.config.block_size :]) for text in texts]
+    logits = _logits(model, contexts)
+    last = logits[torch.arange(len(texts)), torch.tensor([len(c) - 1 for c in contexts])]
+    top = last.softmax(dim=-1).topk(min(count, last.shape[-1]), dim=-1)
+    return [
+        list(zip(bytes_, probabilities, strict=True))
+        for bytes_, probabilities in zip(top.indices.tolist(), top.values.tolist(), strict=True)
     ]
 
 

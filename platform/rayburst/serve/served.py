@@ -53,7 +53,7 @@ from rayburst.serve.rates_actor import rates_for
 from rayburst.serve.scaling import DEMAND
 from rayburst.train.versions import is_tested_ray
 
-__all__ = ["Served", "model"]
+__all__ = ["Served", "key_gate", "model"]
 
 _log = logging.getLogger("ray.serve")
 _UNBOUNDED = 1_000_000  # Serve's cap on ongoing requests: admission refuses long before
@@ -193,7 +193,7 @@ class ModelServer(ModelPart):
         self, cls: type, options: ModelOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         super().__init__(cls, options, args, kwargs)
-        self._endpoint.gate = _key_gate(options, cls.__name__)
+        self._endpoint.gate = key_gate(options, cls.__name__)
         slow = _why_stock(options)
         if slow is None:
             _ray_hooks.teach_own_server(self._lane_for)
@@ -241,7 +241,8 @@ class ModelServer(ModelPart):
         return protocol_for(lane)
 
 
-def _key_gate(options: ModelOptions, name: str) -> KeyGate | None:
+def key_gate(options: ModelOptions, name: str) -> KeyGate | None:
+    """Who may ask, by `options.keys`; None: everybody. ModelError where no store has the keys."""
     if options.keys == "off":
         return None
     host = _ray_hooks.listening_host()
