@@ -84,7 +84,7 @@ class Agent:
         self._journalled: dict[str, NodeEvent] = {}
         self._openings: dict[str, Opening] = {}
         self._promises = Promises()
-        self._farewells = Farewells(self._spec, self._pools, gcs)
+        self._farewells = Farewells(self._spec, self._pools, gcs, clock=clock)
         self._desk = Desk(gcs, decisions, self._spec, balance)
         self._policy = DeadlinePolicy()
         self._recorder = Recorder(fleet.ticks_file)

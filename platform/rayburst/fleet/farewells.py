@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 from rayburst.fleet._ray_hooks import Gcs, RayNodeStatus, RayView
+from rayburst.fleet.observer import DRAINING_TAG
 from rayburst.fleet.pools.base import GIVEN_BACK, UP_TAG, Host, Notice, Pool
 from rayburst.fleet.pools.luggage import notice_key
 from rayburst.fleet.spec import FleetSpec
@@ -25,11 +27,19 @@ _LOG = logging.getLogger("rayburst.agent")
 class Farewells:
     """The notices of one fleet's far hosts. All methods may be called at every tick."""
 
-    def __init__(self, spec: FleetSpec, pools: Mapping[str, Pool], gcs: Gcs) -> None:
+    def __init__(
+        self,
+        spec: FleetSpec,
+        pools: Mapping[str, Pool],
+        gcs: Gcs,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._far = {pool.name for pool in spec.pools if pool.kind != "process"}
         self._join_s = spec.limits.join_s
         self._pools = pools
         self._gcs = gcs
+        self._clock = clock
 
     def hear(self, hosts: Sequence[Host]) -> bool:
         """Put on record what hosts' watchers told; whether there was any. Raises RpcError."""
@@ -69,7 +79,13 @@ class Farewells:
                 self._pools[host.pool].terminate(host.id, why=f"{GIVEN_BACK}: {notice.why}")
                 continue
             if node is not None and node.status is not RayNodeStatus.DRAINING:
-                self._gcs.drain(node.node_id, why=notice.why, deadline=notice.deadline, idle=False)
+                self._drain(node.node_id, host, notice)
+
+    def _drain(self, node_id: str, host: Host, notice: Notice) -> None:
+        """Drain a node, and put on record when: Ray itself tells that at the next look."""
+        done = self._gcs.drain(node_id, why=notice.why, deadline=notice.deadline, idle=False)
+        if done and DRAINING_TAG not in host.tags:
+            self._pools[host.pool].tag(host.id, {DRAINING_TAG: str(self._clock())})
 
     def _bury(self, node_id: str, host: Host) -> None:
         """Tell Ray that a machine is gone; Ray finds out by itself where it does not take it."""

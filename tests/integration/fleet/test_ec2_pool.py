@@ -89,6 +89,7 @@ def test_no_capacity_names_every_place_and_leaves_nothing(
     launch(pool, 1)
     with pytest.raises(PoolCapacityError, match="InsufficientInstanceCapacity"):
         launch(pool)
+    assert [(one.asked, one.got) for one in ec2_server.launches] == [(2, 1), (1, 1), (1, 0)]
 
 
 def test_a_quota_is_told_as_one(
@@ -100,6 +101,8 @@ def test_a_quota_is_told_as_one(
         launch(pool)
     with pytest.raises(PoolQuotaError, match="Service Quotas"):
         launch(Ec2Pool(spec.pool("cloud"), site))
+    told = [(one.market, one.got) for one in ec2_server.launches]
+    assert told == [("spot", 1), ("spot", 0), ("on-demand", 0)]
 
 
 def test_on_demand_is_bought_as_such_at_the_price_of_the_file(

@@ -10,6 +10,7 @@ import pytest
 
 from rayburst.fleet._ray_hooks import RayNode, RayNodeStatus, RayView
 from rayburst.fleet.farewells import Farewells
+from rayburst.fleet.observer import DRAINING_TAG
 from rayburst.fleet.pools.base import Notice
 from rayburst.fleet.pools.fake import FakePool
 from rayburst.fleet.pools.luggage import notice_key
@@ -83,10 +84,11 @@ def test_a_host_that_is_sent_away_is_drained_and_ended_at_its_deadline(
     pools: dict[str, FakePool],
 ) -> None:
     head, rack = Head(), pools["rack"]
-    farewells = Farewells(SPEC, pools, head)
+    farewells = Farewells(SPEC, pools, head, clock=lambda: 20.4)
     rack.notify("rack-0000", PLANNED)
     farewells.carry_out(rack.hosts(), ray("rack-0000", "rack-0001"), 20.0)
     assert head.drained == [("node-of-rack-0000", 40.0)]
+    assert [host.tags.get(DRAINING_TAG) for host in rack.hosts()] == ["20.4", None]
     drains = ray("rack-0000", status=RayNodeStatus.DRAINING)
     farewells.carry_out(rack.hosts(), drains, 39.9)
     assert len(head.drained) == 1, "Ray drains it already"

@@ -44,6 +44,17 @@ class Fault:
     times: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """A request for instances that no script refused: when (unix seconds), where, what it got."""
+
+    at: float
+    zone: str
+    market: str
+    asked: int
+    got: int
+
+
 class Ec2Server:
     """One endpoint with one region's instances.
 
@@ -52,6 +63,7 @@ class Ec2Server:
         leaving: instances that were given notice.
         calls: the action of every EC2 call that came in, in order; `called_at` says when, in unix
             seconds.
+        launches: every request for instances, in order; one that is repeated counts once.
         called: told of every call that was answered.
     """
 
@@ -61,6 +73,7 @@ class Ec2Server:
         self.leaving: set[str] = set()
         self.calls: list[str] = []
         self.called_at: list[float] = []
+        self.launches: list[Launch] = []
         self.called: Callable[[], None] = lambda: None
         self._faults: dict[str, Fault] = {}
         self._answers: dict[str, tuple[str, list[tuple[str, str]], bytes]] = {}
@@ -121,6 +134,7 @@ class Ec2Server:
         self.leaving.clear()
         self.calls.clear()
         self.called_at.clear()
+        self.launches.clear()
         self._faults.clear()
         self._answers.clear()
 
@@ -204,12 +218,15 @@ class Ec2Server:
             return [answer]
         request = FleetRequest.of(form)
         held = self.held()
-        if self.market.over_quota(request.market, request.count, held):
-            code = OVER_QUOTA[request.market]
-            return _send(start_response, 200, refused_fleet(request, code))
         places: list[Place] = [(k, self.zone(s), request.market) for k, s in request.places]
         best = self.market.choice(places, request.count, held)
-        delivered = int(min(self.market.room(places[best], held), request.count))
+        over = self.market.over_quota(request.market, request.count, held)
+        room = 0 if over else self.market.room(places[best], held)
+        delivered = int(min(room, request.count))
+        self._note(places[best], request.count, delivered)
+        if over:
+            code = OVER_QUOTA[request.market]
+            return _send(start_response, 200, refused_fleet(request, code))
         if delivered == 0:
             return _send(start_response, 200, refused_fleet(request, NO_CAPACITY))
         narrowed = request.narrowed(best, delivered)
@@ -224,6 +241,10 @@ class Ec2Server:
             self._answers[token] = (status, headers, answer)
         start_response(status, headers)
         return [answer]
+
+    def _note(self, place: Place, asked: int, got: int) -> None:
+        _, zone, market = place
+        self.launches.append(Launch(at=time.time(), zone=zone, market=market, asked=asked, got=got))
 
     def subnets(self) -> dict[str, str]:
         """One subnet for each zone."""
