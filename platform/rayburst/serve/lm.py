@@ -6,7 +6,8 @@
 
 Each replica loads a checkpoint by its address, or a published version in the variant that its table
 says (docs/models.md). Texts are written together, token by token (rayburst.serve.generate); those
-to score are computed in batches. Serve's access log is off: it costs more than a small model does.
+to score are computed in batches, under overload by cheaper variants if that is asked for. Serve's
+access log is off: it costs more than a small model does.
 Who may ask is not decided here; the proxy listens on loopback unless its options say otherwise.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -26,17 +28,22 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from rayburst.serve import decode
+from rayburst.serve.codec import Codec
+from rayburst.serve.endpoint import Endpoint
 from rayburst.serve.generate.engine import Engine, EngineOptions
 from rayburst.serve.generate.request import Request
 from rayburst.serve.generate.service import GenerationService
-from rayburst.serve.lm_api import GenerateRequest, ModelInfo, build_api
-from rayburst.serve.published import Asked, ServedModel, load_served, settled
+from rayburst.serve.lm_api import GenerateRequest, ModelInfo, RungInfo, Scored, build_api
+from rayburst.serve.options import ModelOptions
+from rayburst.serve.published import Asked, Overload, ServedModel, load_served, settled
+from rayburst.serve.scoring import Scorer
 
 __all__ = ["LMArgs", "LanguageModel", "build"]
 
 _log = logging.getLogger("ray.serve")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_UNBOUNDED = 1_000_000  # where requests are refused, the replica does it, not a queue before it
 
 
 class LMArgs(BaseModel):
@@ -59,6 +66,14 @@ class LMArgs(BaseModel):
     max_batch: int = Field(
         default=32, ge=1, le=1024, description="texts written together, texts scored together"
     )
+    overload: Overload = Field(
+        default="wait",
+        description="texts to score, when there are more than slo_ms allows: all wait; or are shed "
+        "(503); or degrade: answered by cheaper variants of the version first",
+    )
+    lazy: bool = Field(
+        default=False, description="degrade: a cheaper variant is loaded when it is first missed"
+    )
     batch_wait_ms: float = Field(
         default=5.0, ge=0, le=1000, description="a text to score waits for others"
     )
@@ -75,6 +90,12 @@ class LMArgs(BaseModel):
             )
         if self.variant is not None and self.version is None:
             raise ValueError(f"variant={self.variant!r} is of no version: add version=NAME@NUMBER")
+        if self.overload == "degrade" and (self.version is None or self.variant is not None):
+            given = f"variant={self.variant!r}" if self.version else "no version"
+            raise ValueError(
+                f"overload='degrade' goes along the variants of a version, and {given} was given: "
+                "give version=NAME@NUMBER without variant, or overload='shed'"
+            )
         return self
 
     @property
@@ -90,19 +111,60 @@ class LanguageModel:
         torch.set_num_threads(max(1, int(args.cpus)))
         served = load_served(args.asked, os.environ)
         _log.info("%s answers as %s: %s", served.label, served.variant, served.why)
-        model = served.model
-        self._model = model.to("cuda" if args.gpus and torch.cuda.is_available() else "cpu")
+        self._served, self._args = served, args
+        self._device = "cuda" if args.gpus and torch.cuda.is_available() else "cpu"
+        self._model = served.model.to(self._device)
         self._info = _model_info(served)
         self._rows_at_once = args.max_batch
         engine = Engine(self._model, EngineOptions(max_running=args.max_batch))
         # Serve lets so many in, so none is refused here.
         self._texts = GenerationService(engine, max_waiting=_ongoing(args))
         self._score = _batched(self._score_all, args)
+        self._scorer = Scorer(
+            variants=served.rungs,
+            load=lambda name: served.load(name).to(self._device),
+            block_size=self._info.block_size,
+            rows_at_once=args.max_batch,
+        )
+        self._endpoint = Endpoint(
+            self._scorer, _options(args), Codec.of(Scorer), name="LanguageModel"
+        )
+        if args.overload != "wait":
+            _log.info("under overload: %s", self._told_rungs())
+            self._endpoint.warm_up(self._scorer.example)
 
     @property
     def info(self) -> ModelInfo:
-        """The model that answers."""
-        return self._info
+        """The model that answers, and where on its ladder it stands."""
+        if self._args.overload == "wait" or self._endpoint.rungs is None:
+            return self._info
+        served, ladder = self._served, self._endpoint.rungs.ladder
+        rungs = [
+            RungInfo(
+                variant=rung.name,
+                agreement=rung.agreement,
+                size_bytes=served.sizes.get(rung.name),
+                is_loaded=rung.name in self._scorer.loaded,
+            )
+            for rung in ladder.rungs
+        ]
+        changes = {
+            "overload": self._args.overload,
+            "rungs": rungs,
+            "rung": ladder.level(time.monotonic()),
+        }
+        return self._info.model_copy(update=changes)
+
+    def figures(self) -> bytes:
+        """Metrics of the texts that were scored under the promise."""
+        return self._endpoint.metrics.render()
+
+    def _told_rungs(self) -> str:
+        rungs = [
+            f"{name} ({self._served.sizes.get(name, 0) / 1e6:.1f} MB, agrees {agreement:.2%})"
+            for name, agreement in self._served.rungs.items()
+        ]
+        return f"{self._args.overload}, {', then '.join(rungs)}"
 
     async def generate(self, request: GenerateRequest, seed: int) -> bytes:
         """The bytes that follow the prompt; a caller that leaves frees its place at once."""
@@ -117,10 +179,15 @@ class LanguageModel:
         )
         return written.data
 
-    async def score(self, text: bytes) -> tuple[float, int]:
+    async def score(self, text: bytes) -> Scored:
         """Bits per byte and bytes scored, computed together with other requests."""
-        result = await self._score(text)
-        return result.bits_per_byte, result.scored_bytes
+        if self._args.overload == "wait" or self._endpoint.rungs is None:
+            result = await self._score(text)
+            return Scored(result.bits_per_byte, result.scored_bytes)
+        result, variant = await self._endpoint.ask_told(text)
+        told = self._endpoint.rungs.told(variant)
+        headers = {name.decode(): value.decode("latin-1") for name, value in told}
+        return Scored(result.bits_per_byte, result.scored_bytes, headers)
 
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises: the model must still compute."""
@@ -146,7 +213,7 @@ def build(args: LMArgs) -> Any:
         name="LanguageModel",
         num_replicas=args.replicas,
         ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
-        max_ongoing_requests=_ongoing(args),
+        max_ongoing_requests=_ongoing(args) if args.overload == "wait" else _UNBOUNDED,
         health_check_period_s=5,
         logging_config=LoggingConfig(enable_access_log=False),
         max_constructor_retry_count=2,  # what does not load twice will not at the 20th try
@@ -157,6 +224,16 @@ def build(args: LMArgs) -> Any:
 def _ongoing(args: LMArgs) -> int:
     """Requests on a replica: some are written, others wait for their place."""
     return 4 * args.max_batch
+
+
+def _options(args: LMArgs) -> ModelOptions:
+    """Of the texts to score."""
+    return ModelOptions(
+        slo_ms=args.slo_ms,
+        max_batch=args.max_batch,
+        agreement=args.agreement,
+        eager=not args.lazy,
+    )
 
 
 def _batched(

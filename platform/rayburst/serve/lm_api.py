@@ -7,8 +7,10 @@ It knows no Ray and no torch; OpenAPI is at /openapi.json, readable at /docs.
 from __future__ import annotations
 
 import json
+import math
 import secrets
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -16,13 +18,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rayburst.errors import RefusedError, RequestError
+
 __all__ = [
     "GenerateRequest",
     "GenerateResponse",
     "LanguageModelService",
     "ModelInfo",
+    "RungInfo",
     "ScoreRequest",
     "ScoreResponse",
+    "Scored",
     "build_api",
 ]
 
@@ -75,10 +81,21 @@ class ScoreResponse(BaseModel):
     model: str
 
 
+class RungInfo(BaseModel):
+    """A variant that answers under overload. `agreement`: share of fp32's likeliest bytes."""
+
+    variant: str
+    agreement: float
+    size_bytes: int | None
+    is_loaded: bool
+
+
 class ModelInfo(BaseModel):
     """The model that answers. A figure its checkpoint does not hold is null.
 
     `uri` is the checkpoint that it comes from; `data` what a published version says of its text.
+    `overload` says what happens to texts to score when there are too many; `rungs` are the variants
+    for that, `rung` the place of the one that scores now.
     """
 
     version: str
@@ -91,6 +108,9 @@ class ModelInfo(BaseModel):
     order0_bits_per_byte: float | None
     parameters: int
     block_size: int
+    overload: str = "wait"
+    rungs: list[RungInfo] = []
+    rung: int = 0
 
 
 class Health(BaseModel):
@@ -98,6 +118,14 @@ class Health(BaseModel):
 
     status: str
     model: str
+
+
+class Scored(NamedTuple):
+    """Bits per byte, bytes scored, and headers of the answer."""
+
+    bits_per_byte: float
+    scored_bytes: int
+    headers: Mapping[str, str] = {}
 
 
 class LanguageModelService(Protocol):
@@ -110,8 +138,11 @@ class LanguageModelService(Protocol):
     async def generate(self, request: GenerateRequest, seed: int) -> bytes:
         """The bytes that follow the prompt."""
 
-    async def score(self, text: bytes) -> tuple[float, int]:
-        """Bits per byte and the number of bytes scored."""
+    async def score(self, text: bytes) -> Scored:
+        """Bits per byte and the number of bytes scored. RequestError when it is refused."""
+
+    def figures(self) -> bytes:
+        """Metrics in Prometheus' text format."""
 
 
 # A request that works for each route, shown beside what was wrong with the given one.
@@ -131,6 +162,7 @@ def build_api(service: LanguageModelService) -> FastAPI:
     _add_model_routes(api, service)
     _add_text_routes(api, service)
     api.add_exception_handler(RequestValidationError, _unprocessable)
+    api.add_exception_handler(RequestError, _refused)
     api.add_middleware(_Signed, info=service.info)
     return api
 
@@ -146,7 +178,7 @@ class _Signed:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["x-rayburst-model"] = self._info.version
-                headers["x-rayburst-variant"] = self._info.variant
+                headers.setdefault("x-rayburst-variant", self._info.variant)
             await send(message)
 
         await self._app(scope, receive, signed)
@@ -163,6 +195,11 @@ def _add_model_routes(api: FastAPI, service: LanguageModelService) -> None:
         """Version, training step and validation of the model that answers."""
         return service.info
 
+    @api.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """Prometheus metrics of this replica: texts scored, by variant too."""
+        return Response(service.figures(), media_type="text/plain; version=0.0.4")
+
 
 def _add_text_routes(api: FastAPI, service: LanguageModelService) -> None:
     @api.post("/generate")
@@ -178,7 +215,7 @@ def _add_text_routes(api: FastAPI, service: LanguageModelService) -> None:
         )
 
     @api.post("/score")
-    async def score(request: ScoreRequest) -> ScoreResponse:
+    async def score(request: ScoreRequest, response: Response) -> ScoreResponse:
         """Bits per byte of a text, the measure the model was validated with."""
         text = request.text.encode()
         if len(text) < 2:
@@ -186,8 +223,24 @@ def _add_text_routes(api: FastAPI, service: LanguageModelService) -> None:
             raise RequestValidationError(
                 [{"loc": ("body", "text"), "msg": short, "input": request.text}]
             )
-        bits, scored = await service.score(text)
-        return ScoreResponse(bits_per_byte=bits, scored_bytes=scored, model=service.info.version)
+        scored = await service.score(text)
+        response.headers.update(scored.headers)
+        return ScoreResponse(
+            bits_per_byte=scored.bits_per_byte,
+            scored_bytes=scored.scored_bytes,
+            model=service.info.version,
+        )
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """503 and the like: why, and when to ask again."""
+    status = error.status if isinstance(error, RequestError) else 500
+    body: dict[str, Any] = {"error": str(error), "status": status}
+    headers = {}
+    if isinstance(error, RefusedError):
+        body["retry_after_s"] = round(error.retry_after_s, 4)
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    return Response(json.dumps(body), status, headers, media_type="application/json")
 
 
 async def _unprocessable(request: Request, error: Exception) -> Response:

@@ -5,23 +5,26 @@
 
 A version is looked up below RAYBURST_STORE, and every byte of the variant that is loaded is proven.
 Which variant follows from the version's own table (rayburst.serve.variants), unless one is named.
+With `overload="degrade"` it is a ladder of them: `rungs`, each loaded by `load(name)`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from rayburst.errors import CheckpointError
 from rayburst.models.manifest import ModelVersion, Variant
 from rayburst.models.registry import ModelRegistry
 from rayburst.serve.locate import locate
-from rayburst.serve.variants import Wanted, choose
+from rayburst.serve.variants import Wanted, choose, ladder
 from rayburst.train.gpt import GPT
 from rayburst.train.trained import load_model
 
-__all__ = ["Asked", "ServedModel", "load_served", "settled"]
+__all__ = ["Asked", "Overload", "ServedModel", "load_served", "settled"]
+
+Overload = Literal["wait", "shed", "degrade"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,17 +40,25 @@ class Asked:
     slo_ms: float = 1000.0
     agreement: float = 0.98
     max_batch: int = 32
+    overload: Overload = "wait"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServedModel:
-    """A loaded model and where it comes from; `meta` as `load_model` gives it."""
+    """A loaded model and where it comes from; `meta` as `load_model` gives it.
+
+    `rungs`: what may answer under overload, by agreement, this variant first; `load` gives one,
+    `sizes` says how many bytes its weights are.
+    """
 
     model: GPT
     label: str
     variant: str
     why: str
     meta: dict[str, Any]
+    load: Callable[[str], GPT]
+    rungs: dict[str, float]
+    sizes: dict[str, int] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
 
 
@@ -66,23 +77,44 @@ def load_served(asked: Asked, environ: Mapping[str, str]) -> ServedModel:
         model, meta = load_model(locate(asked.checkpoint, environ))
         run, step = meta.get("run"), meta.get("step")
         label = f"{run or 'unnamed'}@{'unknown' if step is None else step}"
-        return ServedModel(model=model, label=label, variant="fp32", why="a checkpoint", meta=meta)
+        return ServedModel(
+            model=model,
+            label=label,
+            variant="fp32",
+            why="a checkpoint",
+            meta=meta,
+            load=lambda name: model,
+            rungs={"fp32": 1.0},
+        )
     registry = _registry(environ)
     version = registry.get(asked.version)
-    name, why = asked.variant, "it was named"
-    if name is None:
-        wanted = Wanted(slo_ms=asked.slo_ms, agreement=asked.agreement, max_batch=asked.max_batch)
-        choice = choose(version.variants, wanted)
-        name, why = choice.variant, choice.why
+    names, why = _names(version, asked)
+    name = names[0]
     model, version = registry.load(version.ref, name)
+    measured = {v.name: v.measured for v in version.variants}
     return ServedModel(
         model=model,
         label=version.ref,
         variant=name,
         why=why,
         meta=_meta(version, version.variant(name)),
+        load=lambda n: model if n == name else registry.load(version.ref, n)[0],
+        rungs={n: 1.0 if (m := measured[n]) is None else m.agreement for n in names},
+        sizes={v.name: v.size_bytes for v in version.variants if v.name in names},
         data=version.data.model_dump(),
     )
+
+
+def _names(version: ModelVersion, asked: Asked) -> tuple[list[str], str]:
+    """The variants that may answer, the first one first; why that one."""
+    if asked.variant is not None:
+        return [asked.variant], "it was named"
+    wanted = Wanted(slo_ms=asked.slo_ms, agreement=asked.agreement, max_batch=asked.max_batch)
+    if asked.overload != "degrade":
+        choice = choose(version.variants, wanted)
+        return [choice.variant], choice.why
+    rungs = ladder(version.variants, wanted)
+    return [rung.variant for rung in rungs], rungs[0].why
 
 
 def _registry(environ: Mapping[str, str]) -> ModelRegistry:

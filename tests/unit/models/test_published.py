@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 from published_models import save_run, some_text
 
 from rayburst.errors import (
@@ -64,6 +66,20 @@ def test_the_table_of_the_version_decides_unless_a_variant_is_named(models: Mode
         load_served(Asked(version="gpt", slo_ms=1), environ(models))
     plain = load_served(Asked(version="gpt@1"), environ(models))
     assert (plain.variant, plain.why) == ("fp32", "nothing was measured")
+
+
+def test_under_overload_the_ladder_of_the_version_is_what_may_answer(models: ModelRegistry) -> None:
+    asked = Asked(version="gpt", slo_ms=100, overload="degrade")
+    served = load_served(asked, environ(models))
+    assert served.variant == "fp32"  # the most faithful, as long as the load allows it
+    assert served.rungs == {"fp32": 1.0, "bf16": 0.99}
+    assert served.sizes["bf16"] < served.sizes["fp32"]
+    assert served.load("fp32") is served.model
+    assert next(served.load("bf16").parameters()).dtype == torch.bfloat16
+    strict = load_served(replace(asked, agreement=0.999), environ(models))
+    assert list(strict.rungs) == ["fp32"]
+    plain = load_served(replace(asked, version="gpt@1"), environ(models))
+    assert plain.rungs == {"fp32": 1.0}
 
 
 def test_an_answer_leads_back_to_checkpoint_and_data(models: ModelRegistry) -> None:

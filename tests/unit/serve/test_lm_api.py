@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 
-from rayburst.serve.lm_api import GenerateRequest, ModelInfo, build_api
+from rayburst.errors import RefusedError
+from rayburst.serve.lm_api import GenerateRequest, ModelInfo, Scored, build_api
 
 
 class Service:
@@ -30,8 +31,14 @@ class Service:
         self.asked.append((request, seed))
         return request.prompt.encode()[: request.max_new_tokens]
 
-    async def score(self, text: bytes) -> tuple[float, int]:
-        return 2.5, len(text) - 1
+    async def score(self, text: bytes) -> Scored:
+        if text == b"too much":
+            raise RefusedError("it would take 9 s", status=503, retry_after_s=1.5)
+        told = {"x-rayburst-variant": "int8", "x-rayburst-degraded": "0.9850"}
+        return Scored(2.5, len(text) - 1, told if text == b"under overload" else {})
+
+    def figures(self) -> bytes:
+        return b"some 1.0\n"
 
 
 @dataclass
@@ -39,6 +46,7 @@ class Answer:
     """What the application sent."""
 
     status_code: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
     content: bytes = b""
 
     def json(self) -> Any:
@@ -67,6 +75,7 @@ class Client:
         async def send(message: dict[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 answer.status_code = message["status"]
+                answer.headers = {k.decode(): v.decode() for k, v in message["headers"]}
             else:
                 answer.content += message.get("body", b"")
 
@@ -177,5 +186,21 @@ def test_a_body_that_is_no_json_text_is_a_422_too(client: Client, raw: bytes) ->
 
 def test_openapi_describes_every_route(client: Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/generate", "/score", "/healthz", "/v1/model"}
+    assert set(paths) == {"/generate", "/score", "/healthz", "/v1/model", "/metrics"}
     assert client.get("/docs").status_code == 200
+
+
+def test_an_answer_says_which_variant_gave_it(client: Client) -> None:
+    usual = client.post("/score", json={"text": "abc"}).headers
+    assert usual["x-rayburst-variant"] == "fp32"
+    assert "x-rayburst-degraded" not in usual
+    degraded = client.post("/score", json={"text": "under overload"}).headers
+    assert degraded["x-rayburst-variant"] == "int8"
+    assert degraded["x-rayburst-degraded"] == "0.9850"
+    assert client.get("/metrics").content == b"some 1.0\n"
+
+
+def test_what_is_refused_is_told_when_to_ask_again(client: Client) -> None:
+    refused = client.post("/score", json={"text": "too much"})
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
+    assert refused.json() == {"error": "it would take 9 s", "status": 503, "retry_after_s": 1.5}

@@ -62,3 +62,15 @@ def test_the_yaml_deploys_on_loopback_with_arguments_that_fit(args_type: type[LM
     (app,) = config["applications"]
     assert app["import_path"] == "serve_apps.lm:app"
     args_type.model_validate(app["args"])
+
+
+@pytest.mark.parametrize(
+    "given", [{"checkpoint": "s3://b/runs/x"}, {"version": "gpt@3", "variant": "int8"}]
+)
+def test_degradation_needs_more_than_one_variant(
+    args_type: type[LMArgs], given: dict[str, str]
+) -> None:
+    with pytest.raises(ValidationError, match="without variant, or overload='shed'"):
+        args_type.model_validate({**given, "overload": "degrade"})
+    assert args_type.model_validate({**given, "overload": "shed"}).overload == "shed"
+    assert args_type.model_validate({"version": "gpt@3", "overload": "degrade"}).asked
