@@ -193,11 +193,13 @@ class Batcher:
         """Seconds until `ticket` would be answered if it were added now: a forecast to admit by.
 
         `busy_s` is how long it takes until the first slot is free. Everything that goes before
-        it is taken to fill whole batches. With a ladder the cheapest rung is what counts, but for
-        one whose deadline is nearer than the promise: nobody can ask others' answers down.
+        it is taken to fill whole batches, and its own batch for as large as it may become. With a
+        ladder the cheapest rung is what counts, but for one whose deadline is nearer than the
+        promise: nobody can ask others' answers down.
         """
         own = self._key_of(ticket)
         is_tight = self._is_tight(ticket)
+        has_no_company = is_tight or (busy_s == 0 and not self._waiting)  # it starts at once
         total_s = 0.0
         for key, lane in self._lanes.items():
             ahead = lane.ahead_of(ticket.priority) if len(lane) else 0
@@ -207,11 +209,11 @@ class Batcher:
             if rest and key != own:
                 total_s += curve.mean(rest)
             elif key == own:
-                size = rest + 1 if is_tight else max(rest + 1, self._worth(curve))
+                size = rest + 1 if has_no_company else max(rest + 1, self._worth(curve))
                 total_s += curve.upper(size) * slots
         if own not in self._lanes:
             curve = self._expected(own, is_tight, ticket.arrived_s)
-            total_s += curve.upper(1 if is_tight else self._worth(curve)) * slots
+            total_s += curve.upper(1 if has_no_company else self._worth(curve)) * slots
         return busy_s + total_s / slots
 
     def _is_tight(self, ticket: Ticket) -> bool:
