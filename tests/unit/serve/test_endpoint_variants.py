@@ -8,10 +8,12 @@ import threading
 
 import numpy as np
 import pytest
+from openapi_spec_validator import validate
 
 from rayburst.errors import ModelError, RefusedError
 from rayburst.serve.codec import Codec
 from rayburst.serve.endpoint import Endpoint
+from rayburst.serve.openapi import describe
 from rayburst.serve.options import ModelOptions
 
 
@@ -203,3 +205,12 @@ def test_a_class_that_cannot_degrade_is_refused_where_it_is_written(more, told):
         more = {"predict": predict}
     with pytest.raises(ModelError, match=told):
         Codec.of(type("Wrong", (Forms,), more))
+
+
+def test_the_interface_says_which_forms_may_answer():
+    made = made_of(Forms(), costs={"fp32": 1, "int8": 1})
+    told = describe(made, example=Forms.example)
+    validate(told)
+    headers = told["paths"]["/predict"]["post"]["responses"]["200"]["headers"]
+    assert headers["x-rayburst-variant"]["schema"]["enum"] == ["fp32", "int8"]
+    assert set(headers) == {"x-rayburst-variant", "x-rayburst-degraded"}
