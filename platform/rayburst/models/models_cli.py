@@ -1,4 +1,4 @@
-"""`rayburst models`: publish, ls, show, promote, rollback, verify.
+"""`rayburst models`: publish, ls, show, canary, withdraw, promote, rollback, verify.
 
 A typer app that the main command line mounts. Models live below `models` of the fleet's object
 store (RAYBURST_STORE, which `rayburst env` sets), or where --store says. Deliberately holds no
@@ -17,15 +17,17 @@ from rich.table import Table
 if TYPE_CHECKING:
     from rayburst.models.manifest import ModelVersion
     from rayburst.models.registry import ModelRegistry
+    from rayburst.models.trials import Ending, Trial
 
 __all__ = ["app"]
 
 app = typer.Typer(
     name="models",
-    help="Model versions: published from checkpoints, promoted, rolled back.",
+    help="Model versions: published from checkpoints, tried, promoted, rolled back.",
     no_args_is_help=True,
 )
 out = Console(highlight=False)
+_TRIALS_SHOWN = 5
 Store = Annotated[
     str,
     typer.Option(envvar="RAYBURST_STORE", help="The fleet's object store: s3://…, or a folder"),
@@ -112,9 +114,12 @@ def ls(
 def show(ref: RefArgument, store: Store) -> None:
     """Show a version: its checkpoint, its data, the code, and what each variant is worth.
 
-    Example: rayburst models show gpt@3 --store s3://fleet
+    Of an alias also its last trials. Example: rayburst models show gpt@3 --store s3://fleet
     """
-    v = _models(store).get(ref)
+    from rayburst.models.moves import parse_ref
+
+    models = _models(store)
+    v = models.get(ref)
     c, d = v.checkpoint, v.data
     parent = "" if v.parent is None else f", made from {v.name}@{v.parent}"
     out.print(f"[bold]{v.ref}[/bold]  published {_when(v.created_ms)}{parent}")
@@ -126,6 +131,10 @@ def show(ref: RefArgument, store: Store) -> None:
     for what, value in v.metrics.items():
         out.print(f"{what}: {'unknown' if value is None else f'{value:.4g}'}")
     out.print(_variants(v))
+    asked = parse_ref(ref)
+    if asked.alias is not None:
+        for trial, ending in models.trials(v.name, asked.alias).history()[-_TRIALS_SHOWN:]:
+            _say_trial(v.name, trial, ending)
 
 
 @app.command()
@@ -137,6 +146,66 @@ def verify(ref: RefArgument, store: Store) -> None:
     version = _models(store).verify(ref)
     size = sum(file.size_bytes for file in version.files.values())
     out.print(f"{version.ref} is whole: {len(version.files)} files, {size / 1e6:.2f} MB")
+
+
+@app.command()
+def canary(
+    ref: Annotated[str, typer.Argument(help="The candidate: gpt@2")],
+    store: Store,
+    alias: Alias = "production",
+    weight: Annotated[float, typer.Option(help="Share of requests that it answers, 0 to 1")] = 0.1,
+    shadow: Annotated[
+        bool, typer.Option(help="It also computes, unseen, what production answered")
+    ] = True,
+    agreement: Annotated[
+        float, typer.Option(help="Least share of positions with production's likeliest byte")
+    ] = 0.9,
+    errors: Annotated[float, typer.Option(help="Largest share of requests it may fail on")] = 0.02,
+    slower: Annotated[float, typer.Option(help="So many times production's time is slow")] = 1.5,
+    risk: Annotated[float, typer.Option(help="Chance of a wrong decision")] = 0.05,
+    why: Why = "",
+) -> None:
+    """Try a version on some of the traffic; it is promoted or rolled back by what is measured.
+
+    Deployments that follow the alias (p.deploy("gpt@production", args={"follow": True})) see it
+    within a second. Clients see no error of the candidate: production answers in its place.
+
+    Example: rayburst models canary gpt@2 --weight 0.1 --agreement 0.8 --store s3://fleet
+    """
+    from pydantic import ValidationError
+
+    from rayburst.errors import VersionError
+    from rayburst.models.judge import Limits
+
+    try:
+        limits = Limits(agreement=agreement, errors=errors, slower=slower, risk=risk)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise VersionError(f"--{first['loc'][0]} {first['input']}: {first['msg']}") from None
+    name = ref.partition("@")[0]
+    trials = _models(store).trials(name, alias)
+    trial = trials.begin(ref, weight=weight, shadow=shadow, limits=limits, why=why)
+    out.print(f"{ref} answers {weight:.0%} of what {name}@{alias} is asked (trial {trial.number})")
+    out.print(f"how it goes: rayburst models show {name}@{alias}", soft_wrap=True)
+
+
+@app.command()
+def withdraw(
+    name: Annotated[str, typer.Argument(help="The model's name")],
+    store: Store,
+    alias: Alias = "production",
+    why: Why = "",
+) -> None:
+    """End the trial that runs, undecided: production answers everything again.
+
+    Example: rayburst models withdraw gpt --why "not today" --store s3://fleet
+    """
+    trials = _models(store).trials(name, alias)
+    trial = trials.running()
+    if trial is None:
+        out.print(f"no trial of {name} runs")
+        return
+    _say_trial(name, trial, trials.end(trial, "withdrawn", why=why))
 
 
 @app.command()
@@ -164,6 +233,17 @@ def rollback(
     """
     move = _models(store).rollback(name, alias=alias, why=why)
     out.print(f"{name}@{alias} is back at {name}@{move.version} (move {move.number})")
+
+
+def _say_trial(name: str, trial: Trial, ending: Ending | None) -> None:
+    how = f"answers {trial.weight:.0%}, shadow {'on' if trial.shadow else 'off'}"
+    end = "runs" if ending is None else ending.outcome
+    words = "" if ending is None or not ending.why else f": {ending.why}"
+    out.print(
+        f"trial {trial.number}: {name}@{trial.version} since {_when(trial.at_ms)}, {how}; "
+        f"[bold]{end}[/bold]{words}",
+        soft_wrap=True,
+    )
 
 
 def _variants(version: ModelVersion) -> Table:

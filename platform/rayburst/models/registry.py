@@ -37,6 +37,7 @@ from rayburst.models.manifest import NAME, ModelVersion, decode, encode
 from rayburst.models.moves import ALIAS, PRODUCTION, Move, Ref, parse_ref
 
 if TYPE_CHECKING:
+    from rayburst.models.trials import Trials
     from rayburst.train.gpt import GPT
 
 __all__ = ["ModelRegistry"]
@@ -100,6 +101,21 @@ class ModelRegistry:
     def history(self, name: str, alias: str = PRODUCTION) -> list[Move]:
         """Every move of an alias, oldest first; empty when it never pointed anywhere."""
         return [self._move_of(name, alias, number) for number in self._moves(name, alias)]
+
+    def move_after(self, name: str, alias: str, number: int) -> Move | None:
+        """The move that follows number `number`; None while there is none. One request."""
+        there = self.folder(name).exists(_key(f"{_ALIASES}/{alias}", number + 1))
+        return self._move_of(name, alias, number + 1) if there else None
+
+    def moved_to(self, name: str, move: Move) -> ModelVersion:
+        """The version that a move points to. VersionDamagedError: its manifest was replaced."""
+        return self._moved_to(name, move)[0]
+
+    def trials(self, name: str, alias: str = PRODUCTION) -> Trials:
+        """Candidates beside an alias: begun, decided, ended."""
+        from rayburst.models.trials import Trials
+
+        return Trials(self, name, alias)
 
     def aliases(self, name: str) -> dict[str, int]:
         """Where each alias of a model points."""
@@ -271,11 +287,14 @@ class ModelRegistry:
                 f"{', '.join(map(str, numbers))}. Name one, {ref.name}@{numbers[-1]}, or promote "
                 f"it: rayburst models promote {ref.name}@{numbers[-1]}"
             )
-        version, seal = self._read(ref.name, move.version)
+        return self._moved_to(ref.name, move)
+
+    def _moved_to(self, name: str, move: Move) -> tuple[ModelVersion, str]:
+        version, seal = self._read(name, move.version)
         if seal != move.manifest_sha256:
             raise VersionDamagedError(
-                f"{version.ref} is not what {ref.name}@{alias} was pointed to: its manifest was "
-                "replaced; it is refused. Promote a version that is whole"
+                f"{version.ref} is not what an alias was pointed to by move {move.number}: its "
+                "manifest was replaced; it is refused. Promote a version that is whole"
             )
         return version, seal
 
