@@ -417,13 +417,17 @@ class Platform:
             app: import path such as "serve_apps.lm:app"; or a version such as "gpt@3" or
                 "gpt@production", which is proven first.
             args: arguments of the application's builder; of a version those of serve_apps/lm.py.
+                With `{"follow": True}` an alias is followed: what is promoted later answers
+                without another deploy, and `rayburst models canary` tries candidates.
 
         Raises:
             DeployError: it did not become healthy; holds Serve's own message.
             VersionError: there is no such version, or it is not as it was published.
         """
         if "@" in app and ":" not in app:
-            args = {"version": self.models.verify(app).ref, **(args or {})}
+            version = self.models.verify(app)
+            follows = bool((args or {}).get("follow"))  # then replicas look where the alias points
+            args = {"version": app if follows else version.ref, **(args or {})}
             app = "rayburst.serve.lm_app:app"
         from rayburst.serve._ray_hooks import upload_local_folders
         from rayburst.serve.deploy import deploy

@@ -26,7 +26,6 @@ from rayburst.serve.lineup import Lineup
 __all__ = ["Follower", "Loadable"]
 
 _log = logging.getLogger("ray.serve")
-_POLL_S = 1.0
 
 
 class Loadable(Protocol):
@@ -52,7 +51,7 @@ class Follower(Generic[M]):
         ref: Ref,
         load: Callable[[str], M],
         *,
-        poll_s: float = _POLL_S,
+        poll_s: float = 1.0,
     ) -> None:
         if ref.alias is None:
             raise ValueError(f"{ref.name}@{ref.version} never moves: there is nothing to follow")

@@ -17,7 +17,9 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+import weakref
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -26,7 +28,10 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray import serve
 from ray.serve.schema import LoggingConfig
+from torch import Tensor
 
+from rayburst.errors import RequestFailedError
+from rayburst.models.moves import parse_ref
 from rayburst.serve import decode
 from rayburst.serve.codec import Codec
 from rayburst.serve.endpoint import Endpoint
@@ -77,6 +82,13 @@ class LMArgs(BaseModel):
     batch_wait_ms: float = Field(
         default=5.0, ge=0, le=1000, description="a text to score waits for others"
     )
+    follow: bool = Field(
+        default=False,
+        description="stay at what the alias points to, and try its candidates (docs/models.md)",
+    )
+    follow_s: float = Field(
+        default=1.0, gt=0, le=3600, description="follow: seconds between two looks at the store"
+    )
     replicas: int = Field(default=1, ge=1, description="copies of the model")
     cpus: float = Field(default=1.0, ge=0, description="CPUs a replica asks Ray for")
     gpus: float = Field(default=0.0, ge=0, description="GPUs a replica asks Ray for")
@@ -95,6 +107,11 @@ class LMArgs(BaseModel):
             raise ValueError(
                 f"overload='degrade' goes along the variants of a version, and {given} was given: "
                 "give version=NAME@NUMBER without variant, or overload='shed'"
+            )
+        if self.follow and (self.version is None or parse_ref(self.version).alias is None):
+            raise ValueError(
+                f"follow=True stays at an alias, and version={self.version!r} is none: give "
+                "version=NAME@production, or leave follow out"
             )
         return self
 
@@ -166,6 +183,16 @@ class LanguageModel:
         ]
         return f"{self._args.overload}, {', then '.join(rungs)}"
 
+    @property
+    def label(self) -> str:
+        """Its version."""
+        return self._info.version
+
+    @contextmanager
+    def turn(self, request_id: str = "") -> Iterator[LanguageModel]:
+        """One request: this model answers all of them."""
+        yield self
+
     async def generate(self, request: GenerateRequest, seed: int) -> bytes:
         """The bytes that follow the prompt; a caller that leaves frees its place at once."""
         written = await self._texts.write(
@@ -189,6 +216,17 @@ class LanguageModel:
         headers = {name.decode(): value.decode("latin-1") for name, value in told}
         return Scored(result.bits_per_byte, result.scored_bytes, headers)
 
+    @torch.inference_mode()
+    def read(self, text: bytes) -> Tensor:
+        """Scores of the next byte, (bytes of the text, 256); the text fits in one block."""
+        tokens = torch.tensor([list(text)], device=next(self._model.parameters()).device)
+        logits: Tensor = self._model(tokens)[0]
+        return logits[0]
+
+    def close(self) -> None:
+        """Frees the model; texts that are being written fail."""
+        self._texts.close()
+
     async def check_health(self) -> None:
         """Serve replaces the replica when this raises: the model must still compute."""
         await self._texts.check()
@@ -204,12 +242,19 @@ class LanguageModel:
 def build(args: LMArgs) -> Any:
     """The Serve application for `args`.
 
-    Where the fleet's store is known, "newest" and aliases are settled here, for all replicas alike.
+    Where the fleet's store is known, "newest" and aliases are settled here, for all replicas alike;
+    those that follow an alias settle it themselves, and again whenever it moves.
     """
-    asked = settled(args.asked, os.environ)
-    args = args.model_copy(update={"checkpoint": asked.checkpoint, "version": asked.version})
+    replica: type = LanguageModel
+    if args.follow:
+        from rayburst.serve.following import FollowingReplica
+
+        replica = FollowingReplica
+    else:
+        asked = settled(args.asked, os.environ)
+        args = args.model_copy(update={"checkpoint": asked.checkpoint, "version": asked.version})
     deployment = serve.deployment(
-        serve.ingress()(LanguageModel),
+        serve.ingress()(replica),
         name="LanguageModel",
         num_replicas=args.replicas,
         ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
@@ -241,7 +286,13 @@ def _batched(
 ) -> Callable[[Item], Awaitable[Result]]:
     """`work` for one item at a time, batched by Serve and run off the event loop."""
 
+    # Serve keeps what it batches for as long as its process lives, and a replica that follows an
+    # alias has one after the other.
+    method = weakref.WeakMethod(work)
+
     async def run(items: list[Item]) -> list[Result]:
+        if (work := method()) is None:
+            raise RequestFailedError("the model was replaced: ask again")
         return await asyncio.to_thread(work, items)
 
     run.__name__ = work.__name__  # Serve's metrics name the batch by it

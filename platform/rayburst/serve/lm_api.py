@@ -10,17 +10,19 @@ import json
 import math
 import secrets
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from contextlib import AbstractContextManager
+from typing import Annotated, Any, NamedTuple, Protocol
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rayburst.errors import RefusedError, RequestError
 
 __all__ = [
+    "Answering",
     "GenerateRequest",
     "GenerateResponse",
     "LanguageModelService",
@@ -29,11 +31,13 @@ __all__ = [
     "ScoreRequest",
     "ScoreResponse",
     "Scored",
+    "TrialInfo",
     "build_api",
 ]
 
 MAX_TEXT = 65_536
 MAX_NEW_TOKENS = 1_024
+_TURN = "rayburst.turn"  # of a request, in its ASGI scope
 
 
 class GenerateRequest(BaseModel):
@@ -90,12 +94,26 @@ class RungInfo(BaseModel):
     is_loaded: bool
 
 
+class TrialInfo(BaseModel):
+    """A candidate beside production: its share of requests, and how many this replica compared.
+
+    `dropped` found no idle moment.
+    """
+
+    version: str
+    weight: float
+    shadow: bool
+    pairs: int
+    dropped: int
+
+
 class ModelInfo(BaseModel):
     """The model that answers. A figure its checkpoint does not hold is null.
 
     `uri` is the checkpoint that it comes from; `data` what a published version says of its text.
     `overload` says what happens to texts to score when there are too many; `rungs` are the variants
     for that, `rung` the place of the one that scores now.
+    `follows` is the alias that the replica stays at, `problem` why it could not.
     """
 
     version: str
@@ -111,6 +129,9 @@ class ModelInfo(BaseModel):
     overload: str = "wait"
     rungs: list[RungInfo] = []
     rung: int = 0
+    follows: str | None = None
+    problem: str | None = None
+    trial: TrialInfo | None = None
 
 
 class Health(BaseModel):
@@ -128,12 +149,12 @@ class Scored(NamedTuple):
     headers: Mapping[str, str] = {}
 
 
-class LanguageModelService(Protocol):
-    """What the routes need of a model."""
+class Answering(Protocol):
+    """What the routes need of a model, for one request."""
 
     @property
     def info(self) -> ModelInfo:
-        """The model that answers."""
+        """The model that answers it."""
 
     async def generate(self, request: GenerateRequest, seed: int) -> bytes:
         """The bytes that follow the prompt."""
@@ -143,6 +164,17 @@ class LanguageModelService(Protocol):
 
     def figures(self) -> bytes:
         """Metrics in Prometheus' text format."""
+
+
+class LanguageModelService(Protocol):
+    """What the application needs of a model."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model that answers."""
+
+    def turn(self, request_id: str = "") -> AbstractContextManager[Answering]:
+        """Who answers a request, from its first byte to the last of its answer."""
 
 
 # A request that works for each route, shown beside what was wrong with the given one.
@@ -159,63 +191,78 @@ def build_api(service: LanguageModelService) -> FastAPI:
         summary="A byte-level language model: continues and scores text.",
         version=service.info.version,
     )
-    _add_model_routes(api, service)
-    _add_text_routes(api, service)
+    _add_model_routes(api)
+    _add_text_routes(api)
     api.add_exception_handler(RequestValidationError, _unprocessable)
     api.add_exception_handler(RequestError, _refused)
-    api.add_middleware(_Signed, info=service.info)
+    api.add_middleware(_Signed, service=service)
     return api
 
 
 class _Signed:
-    """Every answer says which version gave it, and in which form."""
+    """Gives each request its turn. Every answer says which version gave it, and in which form."""
 
-    def __init__(self, app: ASGIApp, info: ModelInfo) -> None:
-        self._app, self._info = app, info
+    def __init__(self, app: ASGIApp, service: LanguageModelService) -> None:
+        self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def signed(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["x-rayburst-model"] = self._info.version
-                headers.setdefault("x-rayburst-variant", self._info.variant)
-            await send(message)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = Headers(scope=scope).get("x-request-id", "")
+        with self._service.turn(request_id) as turn:
 
-        await self._app(scope, receive, signed)
+            async def signed(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    headers, info = MutableHeaders(scope=message), turn.info
+                    headers["x-rayburst-model"] = info.version
+                    headers.setdefault("x-rayburst-variant", info.variant)
+                await send(message)
+
+            scope[_TURN] = turn
+            await self._app(scope, receive, signed)
 
 
-def _add_model_routes(api: FastAPI, service: LanguageModelService) -> None:
+def _turn(request: Request) -> Answering:
+    turn: Answering = request.scope[_TURN]
+    return turn
+
+
+Turn = Annotated[Answering, Depends(_turn)]
+
+
+def _add_model_routes(api: FastAPI) -> None:
     @api.get("/healthz")
-    async def healthz() -> Health:
+    async def healthz(turn: Turn) -> Health:
         """Up, with the model that answers."""
-        return Health(status="ok", model=service.info.version)
+        return Health(status="ok", model=turn.info.version)
 
     @api.get("/v1/model")
-    async def model() -> ModelInfo:
+    async def model(turn: Turn) -> ModelInfo:
         """Version, training step and validation of the model that answers."""
-        return service.info
+        return turn.info
 
     @api.get("/metrics", response_class=Response)
-    async def metrics() -> Response:
+    async def metrics(turn: Turn) -> Response:
         """Prometheus metrics of this replica: texts scored, by variant too."""
-        return Response(service.figures(), media_type="text/plain; version=0.0.4")
+        return Response(turn.figures(), media_type="text/plain; version=0.0.4")
 
 
-def _add_text_routes(api: FastAPI, service: LanguageModelService) -> None:
+def _add_text_routes(api: FastAPI) -> None:
     @api.post("/generate")
-    async def generate(request: GenerateRequest) -> GenerateResponse:
+    async def generate(request: GenerateRequest, turn: Turn) -> GenerateResponse:
         """Continues a text. Bytes that are no UTF-8 come back as U+FFFD."""
         seed = secrets.randbits(32) if request.seed is None else request.seed
-        written = await service.generate(request, seed)
+        written = await turn.generate(request, seed)
         return GenerateResponse(
             text=written.decode(errors="replace"),
             new_tokens=len(written),
             seed=seed,
-            model=service.info.version,
+            model=turn.info.version,
         )
 
     @api.post("/score")
-    async def score(request: ScoreRequest, response: Response) -> ScoreResponse:
+    async def score(request: ScoreRequest, response: Response, turn: Turn) -> ScoreResponse:
         """Bits per byte of a text, the measure the model was validated with."""
         text = request.text.encode()
         if len(text) < 2:
@@ -223,12 +270,12 @@ def _add_text_routes(api: FastAPI, service: LanguageModelService) -> None:
             raise RequestValidationError(
                 [{"loc": ("body", "text"), "msg": short, "input": request.text}]
             )
-        scored = await service.score(text)
+        scored = await turn.score(text)
         response.headers.update(scored.headers)
         return ScoreResponse(
             bits_per_byte=scored.bits_per_byte,
             scored_bytes=scored.scored_bytes,
-            model=service.info.version,
+            model=turn.info.version,
         )
 
 

@@ -35,12 +35,12 @@ Report = Callable[[Trial, str, list[Pair]], None]
 class Pairs(Generic[M]):
     """`compare(production, candidate, text, candidate_first)` gives a pair, or raises.
 
-    What raises is the candidate's failure. `report(trial, production, pairs)` hands them on;
-    `name` gives production's name.
+    What it raises is the candidate's failure; None is a text that production cannot do.
+    `report(trial, production, pairs)` hands them on; `name` gives production's name.
     """
 
     lineup: Lineup[M]
-    compare: Callable[[M, M, bytes, bool], Pair]
+    compare: Callable[[M, M, bytes, bool], Pair | None]
     report: Report
     name: Callable[[M], str]
     is_idle: Callable[[], bool]
@@ -105,8 +105,9 @@ class Pairs(Generic[M]):
             except Exception as error:  # noqa: BLE001  # models raise what they like
                 _log.warning("trial %d: the candidate failed: %r", both.trial.number, error)
                 pair = Pair(failed=True)
-            self.taken += 1
-            self._keep(both.trial, self.name(both.production), pair)
+            if pair is not None:
+                self.taken += 1
+                self._keep(both.trial, self.name(both.production), pair)
 
     def _keep(self, trial: Trial, production: str, pair: Pair) -> None:
         with self._lock:

@@ -22,7 +22,7 @@ from rayburst.serve.variants import Wanted, choose, ladder
 from rayburst.train.gpt import GPT
 from rayburst.train.trained import load_model
 
-__all__ = ["Asked", "Overload", "ServedModel", "load_served", "settled"]
+__all__ = ["Asked", "Overload", "ServedModel", "load_served", "registry_of", "settled"]
 
 Overload = Literal["wait", "shed", "degrade"]
 
@@ -65,7 +65,7 @@ class ServedModel:
 def settled(asked: Asked, environ: Mapping[str, str]) -> Asked:
     """With aliases and "newest" made one version or one checkpoint, for all replicas alike."""
     if asked.version is not None:
-        return replace(asked, version=_registry(environ).get(asked.version).ref)
+        return replace(asked, version=registry_of(environ).get(asked.version).ref)
     if asked.checkpoint is None and "RAYBURST_STORE" in environ:
         return replace(asked, checkpoint=locate(None, environ))
     return asked
@@ -86,7 +86,7 @@ def load_served(asked: Asked, environ: Mapping[str, str]) -> ServedModel:
             load=lambda name: model,
             rungs={"fp32": 1.0},
         )
-    registry = _registry(environ)
+    registry = registry_of(environ)
     version = registry.get(asked.version)
     names, why = _names(version, asked)
     name = names[0]
@@ -117,7 +117,8 @@ def _names(version: ModelVersion, asked: Asked) -> tuple[list[str], str]:
     return [rung.variant for rung in rungs], rungs[0].why
 
 
-def _registry(environ: Mapping[str, str]) -> ModelRegistry:
+def registry_of(environ: Mapping[str, str]) -> ModelRegistry:
+    """The versions of the store that RAYBURST_STORE names. CheckpointError when it is not set."""
     root = environ.get("RAYBURST_STORE")
     if not root:
         raise CheckpointError(

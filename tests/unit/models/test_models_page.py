@@ -37,7 +37,7 @@ def test_the_page_runs(
                 lines += 1
                 done = CliRunner().invoke(app, words[2:], catch_exceptions=False)
                 assert done.exit_code == 0, (line, done.output)
-    assert lines == 9
+    assert lines == 13
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith(f"gpt@1 {tmp_path}/runs/first@300 ")
     assert told[2] == "[1, 2, 1]"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +28,10 @@ class Service:
             version="demo@400", uri="s3://b/runs/demo", run="demo", step=400, bits_per_byte=3.1,
             order0_bits_per_byte=None, parameters=1000, block_size=128,
         )  # fmt: skip
+
+    @contextmanager
+    def turn(self, request_id: str = "") -> Iterator[Service]:
+        yield self
 
     async def generate(self, request: GenerateRequest, seed: int) -> bytes:
         self.asked.append((request, seed))
