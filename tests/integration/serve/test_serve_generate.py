@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import ray
+import requests
 import torch
 from generation_client import beside_each_other, leaves_in_the_middle, whole_texts
 
 from rayburst.errors import ModelError
+from rayburst.models import ModelRegistry
 from rayburst.serve.deploy import delete, deploy
 from rayburst.serve.generate import ray_llm
 from rayburst.serve.generate.app import LLMArgs, build
@@ -24,11 +26,14 @@ pytestmark = pytest.mark.timeout(240)
 
 @pytest.fixture(scope="module")
 def url(fast_head: Head, trained: Trained) -> Iterator[str]:
+    """It serves a published version, by its alias."""
+    models = ModelRegistry.open(trained.store_uri)
+    models.promote(models.publish(trained.newer, name="written").ref)
     app = {
         "name": "llm",
         "route_prefix": "/llm",
         "import_path": "serve_apps.llm:app",
-        "args": {"checkpoint": trained.newer, "name": "demo", "cpus": 0.1, "max_running": 8},
+        "args": {"version": "written@production", "name": "demo", "cpus": 0.1, "max_running": 8},
     }
     http = {"host": "127.0.0.1", "port": fast_head.serve_port}
     made = deploy(fast_head.dashboard_url, fast_head.token, app=app, http=http, timeout_s=150)
@@ -41,6 +46,8 @@ def test_many_clients_get_the_texts_that_the_model_writes_alone(url: str, traine
     with ThreadPoolExecutor(20) as pool:
         texts = list(pool.map(lambda n: beside_each_other(url, n), range(20)))
     assert texts == whole_texts(trained.model, 20)
+    named = requests.get(f"{url}/v1/models", timeout=30).json()["data"]
+    assert [row["id"] for row in named] == ["demo", "written@1"]
 
 
 def test_a_client_that_leaves_its_stream_frees_its_place(url: str) -> None:

@@ -254,7 +254,9 @@ def test_the_served_routes_answer_too(client: Client, loaded: Completions) -> No
 
 def test_arguments_name_one_model() -> None:
     for wrong, says in [
-        ({"model": "a/b", "checkpoint": "s3://b/r"}, "name two models"),
+        ({"model": "a/b", "checkpoint": "s3://b/r"}, "name 2 models"),
+        ({"version": "gpt", "checkpoint": "s3://b/r"}, "name 2 models"),
+        ({"variant": "int8"}, "of no version"),
         ({"accelerator": "L4"}, "name a model="),
         ({"model": "a/b", "cache_tokens": 99}, "leave it out"),
         ({"port": 1}, "port"),

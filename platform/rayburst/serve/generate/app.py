@@ -1,6 +1,7 @@
 """`serve_apps/llm.py`: an OpenAI-compatible API, by rayburst's engine or by Ray Serve LLM.
 
     serve run serve_apps.llm:app checkpoint=s3://bucket/runs/demo        # the built-in GPT
+    serve run serve_apps.llm:app version=gpt@production                  # a published one
     serve run serve_apps.llm:app model=Qwen/Qwen2.5-7B-Instruct          # vLLM, on a GPU
 
 The same clients can ask both: POST /v1/completions, GET /v1/models. The built-in GPT is a served
@@ -29,10 +30,9 @@ from rayburst.serve.generate.completions import (
 )
 from rayburst.serve.generate.engine import Engine, EngineOptions
 from rayburst.serve.generate.service import GenerationService
-from rayburst.serve.locate import locate
 from rayburst.serve.options import Replicas
+from rayburst.serve.published import Asked, load_served, settled
 from rayburst.serve.served import model
-from rayburst.train.trained import load_model
 
 __all__ = ["Completions", "LLMArgs", "build"]
 
@@ -52,6 +52,10 @@ class LLMArgs(BaseModel):
         default=None,
         description="of the built-in GPT, or a run; else RAYBURST_MODEL; else the newest run",
     )
+    version: str | None = Field(
+        default=None, description="a published one instead: gpt@3, gpt@production, or gpt"
+    )
+    variant: str | None = Field(default=None, description="of the version; else by its table")
     name: str | None = Field(default=None, min_length=1, description="what clients call it")
     max_running: int = Field(default=32, ge=1, le=1024, description="texts written together")
     cache_tokens: int | None = Field(
@@ -65,11 +69,15 @@ class LLMArgs(BaseModel):
 
     @model_validator(mode="after")
     def _one_model(self) -> LLMArgs:
-        if self.model is not None and self.checkpoint is not None:
+        ways = {"model": self.model, "checkpoint": self.checkpoint, "version": self.version}
+        given = [f"{way}={value!r}" for way, value in ways.items() if value is not None]
+        if len(given) > 1:
             raise ValueError(
-                f"model={self.model!r} and checkpoint={self.checkpoint!r} name two models: give "
-                "model for Ray Serve LLM, or checkpoint for the built-in GPT"
+                f"{' and '.join(given)} name {len(given)} models: give model for Ray Serve LLM, or "
+                "checkpoint or version for the built-in GPT"
             )
+        if self.variant is not None and self.version is None:
+            raise ValueError(f"variant={self.variant!r} is of no version: add version=NAME@NUMBER")
         if self.model is None and (self.accelerator or self.context):
             raise ValueError(
                 "accelerator and context are for Ray Serve LLM: name a model=, or leave them out"
@@ -85,12 +93,11 @@ class Completions:
     """The built-in GPT on one replica."""
 
     def load(self, args: LLMArgs) -> None:
-        """Loads the checkpoint and starts the engine."""
+        """Loads the checkpoint or the version and starts the engine."""
         torch.set_num_threads(max(1, int(args.cpus)))
-        gpt, meta = load_model(locate(args.checkpoint, os.environ))
-        gpt = gpt.to("cuda" if args.gpus and torch.cuda.is_available() else "cpu")
-        version = f"{meta.get('run') or 'unnamed'}@{meta.get('step', 'unknown')}"
-        self._names = (args.name, version) if args.name else (version,)
+        served = load_served(_asked(args), os.environ)
+        gpt = served.model.to("cuda" if args.gpus and torch.cuda.is_available() else "cpu")
+        self._names = (args.name, served.label) if args.name else (served.label,)
         options = EngineOptions(max_running=args.max_running)
         if args.cache_tokens is not None:
             least = max(args.cache_tokens, gpt.config.block_size)
@@ -138,12 +145,15 @@ def build(args: LLMArgs) -> Any:
     """The Serve application for `args`."""
     if args.model is not None:
         return ray_llm.build(args)
-    if args.checkpoint is None and "RAYBURST_STORE" in os.environ:
-        # "newest" is settled here, once for all replicas
-        args = args.model_copy(update={"checkpoint": locate(None, os.environ)})
+    asked = settled(_asked(args), os.environ)  # "newest" and aliases, once for all replicas
+    args = args.model_copy(update={"checkpoint": asked.checkpoint, "version": asked.version})
     replicas = Replicas(least=args.replicas, cpus=args.cpus, gpus=args.gpus)
     served = model(slo_ms=_PROMISE_MS, max_batch=1, slots=64, replicas=replicas)(Completions)
     return served.bind(args)
+
+
+def _asked(args: LLMArgs) -> Asked:
+    return Asked(checkpoint=args.checkpoint, version=args.version, variant=args.variant)
 
 
 def _unshared() -> bytes:
