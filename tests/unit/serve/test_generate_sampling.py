@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from rayburst.errors import RequestFailedError
 from rayburst.serve.generate.request import Request
 from rayburst.serve.generate.sampling import draw
 
@@ -82,3 +83,11 @@ def test_a_row_is_drawn_as_it_would_be_alone() -> None:
 def test_what_cannot_be_asked_is_refused(words: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Request(**{"prompt": b"a", **words})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_numbers_that_are_none_are_no_text(temperature: float) -> None:
+    logits = torch.tensor([[0.1, 0.2], [0.1, float("nan")]])
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    with pytest.raises(RequestFailedError, match="not finite"):
+        draw(logits, [request(temperature=temperature)] * 2, generators)

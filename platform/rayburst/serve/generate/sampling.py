@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rayburst.errors import RequestFailedError
 from rayburst.serve.generate.request import Request
 
 __all__ = ["draw"]
@@ -24,8 +25,14 @@ __all__ = ["draw"]
 def draw(
     logits: Tensor, requests: Sequence[Request], generators: Sequence[torch.Generator]
 ) -> list[int]:
-    """One token id for each row of `logits` [R, V]; generators are on the CPU."""
-    chosen: list[int] = logits.argmax(dim=-1).tolist()
+    """One token id for each row of `logits` [R, V]; generators are on the CPU.
+
+    RequestFailedError: a row's largest number is not finite.
+    """
+    likeliest = logits.argmax(dim=-1, keepdim=True)  # NaN counts as the largest
+    if not torch.isfinite(logits.gather(1, likeliest)).all():
+        raise RequestFailedError("the model computes numbers that are not finite: nothing to write")
+    chosen: list[int] = likeliest[:, 0].tolist()
     warm = [row for row, request in enumerate(requests) if request.temperature > 0]
     if not warm:
         return chosen
