@@ -50,10 +50,7 @@ def models(tmp_path: Path) -> ModelRegistry:
 
 
 def save_student(models: ModelRegistry, run: str, *, step: int, shape: GPTConfig = STUDENT) -> None:
-    torch.manual_seed(step)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trained_runs.CONFIG", shape)
-        save_model(f"{models.store.uri}/runs/{run}", step=step)
+    save_model(f"{models.store.uri}/runs/{run}", step=step, shape=shape)
 
 
 def test_the_loss_is_hintons() -> None:
