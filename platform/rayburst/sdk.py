@@ -39,6 +39,7 @@ from rayburst.fleet.layout import TUNNEL, FleetDir, store_environment
 from rayburst.fleet.lines import JobLine, JobQueue
 from rayburst.fleet.pools import open_pools
 from rayburst.fleet.pools.base import Host, Notice
+from rayburst.fleet.serving import listens_on
 from rayburst.fleet.spec import FleetSpec
 from rayburst.fleet.status import FleetStatus, read_status
 from rayburst.fleet.store import open_store
@@ -432,7 +433,8 @@ class Platform:
         from rayburst.serve._ray_hooks import upload_local_folders
         from rayburst.serve.deploy import deploy
 
-        state = self._local("deploy()").read_state()
+        fleet = self._local("deploy()")
+        state = fleet.read_state()
         packages = upload_local_folders(self._jobs(), runtime_env(working_dir=working_dir, env=env))
         return deploy(
             self.dashboard_url,
@@ -444,7 +446,10 @@ class Platform:
                 "args": dict(args or {}),
                 "runtime_env": packages,
             },
-            http={"host": state.head_address, "port": state.ports["serve"]},
+            http={
+                "host": listens_on(fleet.spec(), state.head_address),
+                "port": state.ports["serve"],
+            },
             timeout_s=timeout_s,
             clock=time.monotonic,
             sleep=time.sleep,

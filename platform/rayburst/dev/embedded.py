@@ -33,6 +33,7 @@ from rayburst.fleet import processes
 from rayburst.fleet.files import tail, write_atomically
 from rayburst.fleet.layout import FleetDir, FleetState, ray_environment
 from rayburst.fleet.render import ray_config, to_yaml
+from rayburst.fleet.serving import HAPROXY_PORTS
 from rayburst.fleet.spec import FleetSpec
 from rayburst.fleet.supervisor import AUTOSCALER_ENVIRONMENT, start_supervisor, wait_for_agent
 from rayburst.fleet.teardown import DownReport, end_fleet, state_if_readable
@@ -166,7 +167,8 @@ def _prepare(
 ) -> FleetState:
     """Everything on disk that `down` needs, before the first process."""
     subnet = _free_subnet()
-    names = (*_HEAD_PORT_NAMES, *_STORE_PORT_NAMES)
+    proxys = tuple(HAPROXY_PORTS) if spec.serve.haproxy else ()
+    names = (*_HEAD_PORT_NAMES, *_STORE_PORT_NAMES, *proxys)
     ports = dict(zip(names, processes.free_ports(len(names), f"{subnet}.1"), strict=True))
     for role, port in fixed.items():
         ports[role] = _claim(role, port, f"{subnet}.1")

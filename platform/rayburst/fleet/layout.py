@@ -28,6 +28,7 @@ from typing import Any
 
 from rayburst.errors import FleetBrokenError, FleetNotFoundError
 from rayburst.fleet.files import read_json, write_atomically
+from rayburst.fleet.serving import serve_environment
 from rayburst.fleet.spec import FleetSpec
 
 STATE_VERSION = 1
@@ -202,7 +203,7 @@ def store_environment(fleet: FleetDir, state: FleetState) -> dict[str, str]:
 
 
 def ray_environment(fleet: FleetDir, state: FleetState) -> dict[str, str]:
-    """Environment of every process of the fleet: Ray's authentication and the object store."""
+    """Environment of every process of the fleet: Ray's authentication, Serve, the object store."""
     # what stands where `up` was called can be imported: `serve deploy serve_apps/lm.yaml`
     here = "" if state.address else str(fleet.path.parent.parent)
     return {
@@ -215,6 +216,7 @@ def ray_environment(fleet: FleetDir, state: FleetState) -> dict[str, str]:
         # `python` in a job's entry point is the Python that rayburst runs on
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         **store_environment(fleet, state),
+        **serve_environment(fleet.spec(), state.ports, given=os.environ),
     }
 
 

@@ -273,6 +273,16 @@ class ObjectStoreSpec(Part):
         return self
 
 
+class ServeSpec(Part):
+    """How Ray Serve runs in the fleet."""
+
+    haproxy: bool = Field(
+        default=False,
+        description="HAProxy before replicas with servers of their own: models have the fast lane; "
+        "Serve then listens on all addresses, and a request needs a key",
+    )
+
+
 class FleetSpec(Part):
     """A whole fleet file."""
 
@@ -286,6 +296,7 @@ class FleetSpec(Part):
     software: SoftwareSpec = Field(
         default=SoftwareSpec(), examples=["{python: /opt/rayburst/bin/python}"]
     )
+    serve: ServeSpec = Field(default=ServeSpec(), examples=["{haproxy: true}"])
     network: NetworkSpec | None = Field(
         default=None,
         description="how machines on-prem and a cloud reach each other",

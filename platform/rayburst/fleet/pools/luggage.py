@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass
 from rayburst.fleet.layout import FleetDir, store_environment
 from rayburst.fleet.pools.base import Host
 from rayburst.fleet.render import node_labels
+from rayburst.fleet.serving import serve_environment
 from rayburst.fleet.spec import FleetSpec
 
 OWNER, IMDS = "owner", "imds"
@@ -75,7 +77,10 @@ def node_orders(fleet: FleetDir, host: Host, *, notices: str) -> NodeOrders:
         gpus=pool.shape.gpus,
         memory_bytes=pool.shape.memory_bytes,
         labels={**node_labels(pool), "rayburst.io/host": host.id},
-        environment=store_environment(fleet, state),
+        environment={
+            **store_environment(fleet, state),
+            **serve_environment(fleet.spec(), state.ports, given=os.environ),
+        },
         notices=notices,
     )
 
