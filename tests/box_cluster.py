@@ -127,9 +127,11 @@ class BoxCluster:
         """What Ray says to the user's machine through the tunnel."""
         return self.laptop(f'{_TUNNELLED}eval "$(rayburst env {self.fleet})"; {words}')
 
-    def submit(self, folder: str, words: str, terms: Mapping[str, str] | None = None) -> str:
+    def submit(
+        self, folder: str, words: str, terms: Mapping[str, str] | None = None, *, job: str = ""
+    ) -> str:
         """Submit a job by `ray job submit` from a folder of the user's machine; its id."""
-        job = f"job-{len(self.jobs)}"
+        job = job or f"job-{len(self.jobs)}"
         self.jobs.append(job)
         given = f"--metadata-json {shlex.quote(json.dumps(terms))}" if terms else ""
         how = f"--no-wait --submission-id {job} --working-dir {folder} {given}"
@@ -175,7 +177,7 @@ class BoxCluster:
         """A failure inside of this carries the ends of the logs that say why."""
         try:
             yield
-        except AssertionError as error:
+        except Exception as error:
             error.add_note(self.logs())
             raise
 
