@@ -127,9 +127,10 @@ class Admission:
     def _unfair(self, tenant: str, now_s: float, load: Load) -> Refusal | None:
         if load.held < _FREE_PART * load.room:
             return None
-        own = max(1.0, self.share(tenant, now_s) * load.room)
+        share = self.share(tenant, now_s)
+        own = max(1.0, share * load.room)
         mine = self._held.get(tenant, 0)
-        if mine < own:
+        if mine < own or share == 1:  # whoever asks alone takes nothing from anybody
             return None
         why = (
             f"tenant {tenant or 'anonymous'!r} holds {mine} of the {load.room:.0f} places, "

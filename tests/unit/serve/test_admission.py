@@ -57,6 +57,18 @@ def test_shares_go_by_weight_among_those_seen_lately():
     assert admission.share("small", 60.0) == 1.0  # the other one went silent
 
 
+def test_a_tenant_that_asks_alone_is_refused_for_lateness_and_for_nothing_else():
+    admission = Admission(max_waiting=1000)
+    for _ in range(40):
+        admission.enter("", 0.0)
+    full = Load(forecast_s=0.05, room=32, held=40, is_idle=False)
+    assert admission.judge(ticket(tenant=""), now_s=0.0, load=full) is None
+    late = full._replace(forecast_s=9.0)
+    assert admission.judge(ticket(tenant=""), now_s=0.0, load=late).status == 503
+    admission.enter("other", 0.0)
+    assert admission.judge(ticket(tenant=""), now_s=0.0, load=full).status == 429
+
+
 def test_one_abusive_tenant_costs_the_others_nothing():
     """Three tenants at a fifth of the capacity each, and one that asks for ten times all of it."""
     rng = random.Random(7)
