@@ -125,17 +125,28 @@ def _backend() -> str:
 
 
 def _meet(store: Store, name: str, seat: Seat, is_stale: Callable[[], bool]) -> None:
-    """Wait until all ranks are here."""
+    """Wait until all ranks are here, or some rank gives up.
+
+    Which of the two is settled once, for all: else a rank that comes late would find those who have
+    given up meanwhile to be here, and wait for them alone for as long as torch does.
+    """
     store.set(f"{name}-{seat.rank}", "")
     keys = [f"{name}-{rank}" for rank in range(seat.world)]
     end_s = time.monotonic() + _BUILD_TIMEOUT.total_seconds()
     while not store.check(keys):
-        if is_stale():
-            raise PeerLostError(f"generation {seat.generation} was given up")
-        if time.monotonic() > end_s:
+        is_late = time.monotonic() > end_s
+        if (is_late or is_stale()) and not _settle(store, name, is_on=False):
             missing = [rank for rank in range(seat.world) if not store.check([keys[rank]])]
-            raise PeerLostError(f"ranks {missing} did not come to generation {seat.generation}")
+            why = f"ranks {missing} did not come" if is_late else "it was given up"
+            raise PeerLostError(f"generation {seat.generation}: {why}")
         time.sleep(_MEET_PAUSE_S)
+    if not _settle(store, name, is_on=True):
+        raise PeerLostError(f"generation {seat.generation} was given up by another rank")
+
+
+def _settle(store: Store, name: str, *, is_on: bool) -> bool:
+    """Whether the group goes on: what the first rank that asks for it says."""
+    return bool(store.compare_set(name, "", "on" if is_on else "off") == b"on")
 
 
 def _listed(value: bytes) -> list[str]:

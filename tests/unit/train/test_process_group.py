@@ -1,0 +1,33 @@
+"""How ranks agree on whether a group is built: all go on, or all give it up."""
+
+from __future__ import annotations
+
+import pytest
+from torch.distributed import HashStore, PrefixStore
+
+from rayburst.errors import PeerLostError
+from rayburst.train.inplace.messages import Seat
+from rayburst.train.inplace.process_group import _meet
+
+
+def seat(rank: int) -> Seat:
+    return Seat(generation=4, rank=rank, world=2, store=("127.0.0.1", 1))
+
+
+def test_a_rank_that_comes_after_the_others_gave_up_does_not_wait_for_them() -> None:
+    store = PrefixStore("generation-4", HashStore())
+    with pytest.raises(PeerLostError, match=r"generation 4: it was given up"):
+        _meet(store, "here", seat(0), lambda: True)
+    with pytest.raises(PeerLostError, match="given up by another rank"):
+        _meet(store, "here", seat(1), lambda: False)
+
+
+def test_a_rank_that_would_give_up_goes_on_where_another_has_seen_all() -> None:
+    store = PrefixStore("generation-4", HashStore())
+
+    def after_the_other() -> bool:
+        _meet(store, "here", seat(1), lambda: False)
+        return True
+
+    _meet(store, "here", seat(0), after_the_other)
+    assert store.get("here") == b"on"
