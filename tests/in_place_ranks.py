@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -27,6 +28,7 @@ from training_ranks import Case, learn
 
 from rayburst.checkpoint.store import ObjectStore
 from rayburst.errors import PeerLostError
+from rayburst.train.inplace import process_group
 from rayburst.train.inplace.messages import Arrival, Call, Look, Plan, Pulse, Seat
 from rayburst.train.inplace.process_group import ProcessGroup
 from rayburst.train.inplace.rendezvous import Rendezvous
@@ -47,11 +49,11 @@ _LIMIT_S = 240.0
 @dataclass(frozen=True)
 class Event:
     """Once some member has finished `step`: `cut` members by rank, `stop` them (they hang), give
-    them `notice`, or `join` more of them. `build`: a member dies within the change to `generation`,
-    at its rank.
+    them `notice`, or `join` more of them. Within the change to `generation` a member dies at its
+    rank: `build`: before the others know that it is there, `connect`: when they wait for it.
     """
 
-    what: Literal["cut", "stop", "notice", "join", "build"]
+    what: Literal["cut", "stop", "notice", "join", "build", "connect"]
     step: int = 0
     ranks: tuple[int, ...] = (0,)
     generation: int = 0
@@ -87,10 +89,18 @@ class DyingGroup(ProcessGroup):
     events: tuple[Event, ...] = ()
 
     def build(self, seat: Seat, **options: Any) -> None:
-        for event in self.events:
-            if event.generation == seat.generation and seat.rank in event.ranks:
-                os._exit(9)
+        self._die("build", seat)
         super().build(seat, **options)
+
+    def _connect(self, store: Any, seat: Seat) -> None:
+        self._die("connect", seat)
+        super()._connect(store, seat)
+
+    def _die(self, what: str, seat: Seat) -> None:
+        for event in self.events:
+            is_now = event.what == what and event.generation == seat.generation
+            if is_now and seat.rank in event.ranks:
+                os._exit(9)
 
 
 def leave(reason: str) -> NoReturn:
@@ -103,7 +113,9 @@ def member(table: Words, name: str, pipes: tuple[Connection, Connection]) -> Non
     case, folder = table.case, table.folder
     torch.set_num_threads(1)
     group = DyingGroup(host="127.0.0.1", timeout_s=60)
-    group.events = tuple(e for e in table.events if e.what == "build")
+    group.events = tuple(e for e in table.events if e.generation)
+    if any(e.what == "connect" for e in group.events):
+        process_group._BUILD_TIMEOUT = timedelta(seconds=600)  # longer than any test
     generation = [0]
 
     def adopt(plan: Plan, seat: Seat) -> Place:
@@ -247,7 +259,7 @@ class Table(Words):
     def act(self) -> None:
         """Let the events happen whose step has come; a loss of all waits for somebody to join."""
         done = self.steps_done()
-        for event in [e for e in self.events if e.what != "build" and e.step <= done]:
+        for event in [e for e in self.events if not e.generation and e.step <= done]:
             victims = [self.members[r] for r in event.ranks if r < len(self.members)]
             going = {*victims, *self.draining, *self.lost}
             if event.what != "join" and self.joiners and going >= set(self.members):

@@ -51,6 +51,20 @@ def test_two_losses_at_once_and_a_joiner_that_dies_while_it_joins(
     assert table.steering.generation == 4
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_death_while_the_others_connect_to_it_holds_nobody(
+    tmp_path: Path, expected: set[str], rank: int
+) -> None:
+    """Rank 0, whose store all ask, or another one."""
+    events = [Event("cut", 2, (1,)), Event("connect", ranks=(rank,), generation=2)]
+    table = Table(case=Case(), folder=tmp_path, events=events)
+    log = table.play(world=4)
+    assert weights_of(log) == expected
+    assert table.told == ["cut"]
+    assert len(table.lost) == 2
+    assert table.steering.generation == 3
+
+
 def test_a_worker_that_hangs_is_ended_and_the_others_go_on(
     tmp_path: Path, expected: set[str]
 ) -> None:

@@ -16,6 +16,7 @@ of a pair is a port that some rank's gloo listens on.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -53,6 +54,7 @@ class ProcessGroup:
         self.address: tuple[str, int] = (host, self._store.port)
         self._sockets: dict[int, int] = {}  # inode -> file descriptor
         self._ports: set[int] = set()  # that gloo listens on, of all ranks
+        self._asking: dict[int, int] = {}  # as `_sockets`: to rank 0's store, while it is built
         self.is_aborted = False
 
     def build(self, seat: Seat, *, is_stale: Callable[[], bool] = lambda: False) -> None:
@@ -66,8 +68,8 @@ class ProcessGroup:
     def abort(self) -> None:
         """Break the group: every wait in it fails, here and at its peers. From any thread."""
         self.is_aborted = True
-        _shut(self._sockets)
-        self._sockets = {}
+        _shut(self._sockets | self._asking)  # torch asks the store for a peer that died
+        self._sockets, self._asking = {}, {}
         world = dist.group.WORLD
         if world is not None and torch.cuda.is_available():
             world.abort()  # NCCL: kernels that wait for a peer end
@@ -96,14 +98,27 @@ class ProcessGroup:
 
     def _build(self, seat: Seat, is_stale: Callable[[], bool]) -> None:
         host, port = seat.store
-        own = self._store
         if seat.rank != 0 and not connects(host, port, _ANSWER_S):
             # torch would try for as long as it may; rank 0 listens as long as it lives
             raise PeerLostError(f"rank 0 of generation {seat.generation} does not answer")
-        root = own if seat.rank == 0 else TCPStore(host, port, timeout=_CONNECT_TIMEOUT)
+        before = set(_sockets())
+        root = TCPStore(host, port, timeout=_CONNECT_TIMEOUT)
+        new = {inode: fd for inode, fd in _sockets().items() if inode not in before}
+        self._asking = _clients(new, port)
         store = PrefixStore(f"generation-{seat.generation}", root)
         _meet(store, "here", seat, is_stale)
         before = set(_sockets())
+        self._connect(store, seat)
+        self._asking = {}
+        opened = {inode: fd for inode, fd in _sockets().items() if inode not in before}
+        store.set(f"ports-{seat.rank}", ",".join(map(str, _listening(opened))))
+        _meet(store, "built", seat, is_stale)
+        self._ports = {int(p) for r in range(seat.world) for p in _listed(store.get(f"ports-{r}"))}
+        self._sockets = {i: fd for i, fd in opened.items() if _is_pair(fd, self._ports)}
+        c10d._set_pg_timeout(self._timeout)
+
+    def _connect(self, store: Store, seat: Seat) -> None:
+        """Each rank with each other."""
         dist.init_process_group(
             _backend(),
             store=store,
@@ -111,12 +126,6 @@ class ProcessGroup:
             world_size=seat.world,
             timeout=_BUILD_TIMEOUT,
         )
-        opened = {inode: fd for inode, fd in _sockets().items() if inode not in before}
-        store.set(f"ports-{seat.rank}", ",".join(map(str, _listening(opened))))
-        _meet(store, "built", seat, is_stale)
-        self._ports = {int(p) for r in range(seat.world) for p in _listed(store.get(f"ports-{r}"))}
-        self._sockets = {i: fd for i, fd in opened.items() if _is_pair(fd, self._ports)}
-        c10d._set_pg_timeout(self._timeout)
 
 
 def _backend() -> str:
@@ -186,6 +195,17 @@ def _listening(fds: dict[int, int]) -> list[int]:
 
 def _listens(handle: socket.socket) -> bool:
     return bool(handle.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _clients(fds: dict[int, int], port: int) -> dict[int, int]:
+    """Those that are a client's end of a connection to `port`."""
+    found: dict[int, int] = {}
+    for inode, fd in fds.items():
+        for handle in _opened({inode: fd}):
+            with contextlib.suppress(OSError):
+                if handle.getpeername()[1] == port:
+                    found[inode] = fd
+    return found
 
 
 def _is_pair(fd: int, ports: set[int]) -> bool:
