@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
+import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore
 
 from rayburst.errors import PeerLostError
+from rayburst.train.inplace import process_group
 from rayburst.train.inplace.messages import Seat
-from rayburst.train.inplace.process_group import _meet
+from rayburst.train.inplace.process_group import ProcessGroup, _meet
 
 
 def seat(rank: int) -> Seat:
@@ -31,3 +35,20 @@ def test_a_rank_that_would_give_up_goes_on_where_another_has_seen_all() -> None:
 
     _meet(store, "here", seat(0), after_the_other)
     assert store.get("here") == b"on"
+
+
+def test_a_rank_whose_group_did_not_form_meets_a_new_one_under_the_same_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(process_group, "_BUILD_TIMEOUT", timedelta(seconds=0.2))
+    group = ProcessGroup(host="127.0.0.1", timeout_s=5)
+    with pytest.raises(RuntimeError):
+        group._connect(HashStore(), seat(0))  # rank 1 does not come
+    group.forget()
+    group.build(Seat(generation=5, rank=0, world=1, store=group.address))
+    try:
+        assert dist.group.WORLD is not None
+        assert dist.group.WORLD.group_name == "0", "as of a rank that has just joined"
+    finally:
+        group.forget()
+    assert not dist.is_initialized()

@@ -47,6 +47,7 @@ TOUCHED = {
         DataParallelTrainer._initialize_and_run_controller
     ),
     "torch: _abort_process_group": distributed_c10d._abort_process_group,
+    "torch: _process_group_name": distributed_c10d._process_group_name,
     "torch: _set_pg_timeout": distributed_c10d._set_pg_timeout,
 }
 TESTED = {
@@ -66,6 +67,7 @@ TESTED = {
     "_set_torch_distributed_env_vars": "23d2c9e1353baf3a",
     "DataParallelTrainer._initialize_and_run_controller": "dfb9cd806833d45d",
     "torch: _abort_process_group": "3a30a35863a0b3bb",
+    "torch: _process_group_name": "ab6c8557639bd43a",
     "torch: _set_pg_timeout": "a7ee88d0d0ddaa28",
 }
 

@@ -119,6 +119,8 @@ class ProcessGroup:
 
     def _connect(self, store: Store, seat: Seat) -> None:
         """Each rank with each other."""
+        # torch counts groups that did not form too, and looks for the peers of one by its number
+        c10d._world.group_count = 0
         dist.init_process_group(
             _backend(),
             store=store,
