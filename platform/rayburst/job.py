@@ -24,10 +24,13 @@ class Job:
     @property
     def status(self) -> str:
         """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED. Raises JobError for an unknown job."""
+        unknown = f"no job {self.id!r} here; see them with `p.jobs()`"
+        if not self.id.strip():  # Ray would answer with the list of all jobs
+            raise JobError(unknown)
         try:
             return str(self._client.get_job_status(self.id).value)
         except RuntimeError as error:
-            raise JobError(f"no job {self.id!r} here; see them with `p.jobs()`") from error
+            raise JobError(unknown) from error
 
     @property
     def message(self) -> str:

@@ -1,7 +1,7 @@
 """README and docs are held to the repository: commands, names, files, keys and the tree exist.
 
-Nothing is run here. Commands are parsed by the command lines they are for, Python is compiled and
-its calls are bound to the signatures they meet.
+Nothing is run here (`tests/integration/docs` does). Commands are parsed by the command lines they
+are for, Python is compiled and its calls are bound to the signatures they meet.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import re
 import shlex
 import subprocess
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -24,6 +23,18 @@ import click
 import pytest
 import typer
 import yaml
+from docs_blocks import (
+    NOT_RUN,
+    OWN,
+    PAGES,
+    README,
+    ROOT,
+    Block,
+    blocks,
+    commands,
+    not_run,
+    pages_to_run,
+)
 from typer.exceptions import TyperException
 
 import rayburst
@@ -41,10 +52,6 @@ from rayburst.report.fleet_page import FleetStory
 from rayburst.report.run_page import RunStory
 from rayburst.sdk import Platform
 from rayburst.serve.deploy import DeployStatus
-
-ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 # What names stand for in the examples; `p = rb.connect()` is said in each of them.
 KNOWN: dict[str, Any] = {
@@ -66,7 +73,7 @@ KNOWN: dict[str, Any] = {
     "version": ModelVersion,
     "error": Exception,
 }
-SHELL = {"cd", "curl", "export", "git", "kubectl", "pip", "source", "tar"}
+SHELL = {"cd", "curl", "docker", "export", "git", "kubectl", "pip", "source", "tar"}
 PATH = re.compile(r"(?:[\w.-]+/)*[\w.-]+\.(?:py|ya?ml|md|txt|svg)")
 NOT_OURS = (
     "fleet.schema.json",
@@ -81,29 +88,6 @@ NOT_OURS = (
 REFUSED = (click.ClickException, TyperException, AssertionError)
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of a page."""
-
-    page: Path
-    line: int
-    language: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.page.relative_to(ROOT)}:{self.line}"
-
-
-def blocks(*languages: str) -> list[Block]:
-    found = []
-    for page in PAGES:
-        text = page.read_text()
-        for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-            line = text.count("\n", 0, match.start()) + 1
-            found.append(Block(page, line, match[1], match[2]))
-    return [block for block in found if block.language in languages]
-
-
 def test_blocks_say_their_language_or_are_plain_text():
     known = {"bash", "python", "yaml", "json", "text", ""}
     assert [str(b) for b in blocks("sh", "shell", "py", "yml", "console")] == []
@@ -111,23 +95,6 @@ def test_blocks_say_their_language_or_are_plain_text():
 
 
 # commands
-
-
-def commands(block: Block) -> Iterator[list[str]]:
-    """Every command of a shell block as words; what `$(...)` runs is a command of its own."""
-    for line in block.text.replace("\\\n", " ").splitlines():
-        for inner in re.findall(r"\$\(([^)]*)\)", line):
-            yield shlex.split(inner)
-        outer = re.sub(r"\"?\$\([^)]*\)\"?", "SUBSTITUTED", line)
-        words: list[str] = []
-        for word in shlex.split(outer, comments=True):
-            if word in ("&&", "|", ";"):
-                yield words
-                words = []
-            else:
-                words.append(word)
-        if words:
-            yield words
 
 
 def parse(command: Any, name: str, words: list[str]) -> None:
@@ -179,6 +146,19 @@ def test_every_command_exists_with_its_options(block, lines, monkeypatch):
 def test_files_that_examples_name_exist(block):
     for found in PATH.findall(re.sub(r"\w+://\S+", "", block.text)):
         assert (ROOT / found).is_file() or found in NOT_OURS, f"{block}: no {found}"
+
+
+def test_what_is_not_run_is_there_and_pages_with_a_test_of_their_own_have_it():
+    used = set()
+    for name, found in pages_to_run().items():
+        for block in found:
+            texts = [block.text]
+            if block.language == "bash":
+                texts = [shlex.join(words) for words in commands(block)]
+            used |= {not_run(name, text) for text in texts}
+    assert set(NOT_RUN) - used == set(), "nothing on the page is like this any more"
+    for page, test in OWN.items():
+        assert page in (ROOT / test).read_text(), f"{test} does not run {page}"
 
 
 def test_a_wrong_command_would_be_noticed(lines):

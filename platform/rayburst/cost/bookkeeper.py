@@ -7,11 +7,12 @@ twice. Ray is asked over its HTTP API, as the SDK does.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from decimal import Decimal
 from fractions import Fraction
@@ -29,7 +30,7 @@ from rayburst.cost.metrics import FleetMetrics, Sample
 from rayburst.cost.reader import CHARGES, FactReader
 from rayburst.cost.spent import spent_of
 from rayburst.cost.usage import NodeSeen, UsageLog, read_holds, rows_of
-from rayburst.errors import ObjectExistsError, StoreError
+from rayburst.errors import ObjectExistsError, PoolError, StoreError
 from rayburst.fleet.events import IMPATIENT, EventLog
 from rayburst.fleet.files import read_json, write_atomically
 from rayburst.fleet.layout import FleetDir, FleetState
@@ -74,19 +75,22 @@ class Bookkeeper:
         return self._sample
 
     def tick(self) -> None:
-        """Look, and settle when it is time. What cannot be reached now is for the next round."""
+        """Look, and settle when it is time. What cannot be reached now is for the next round.
+
+        Budgets are held against what was settled: a head or a pool that cannot be asked who holds
+        what does not keep the dollars from being counted.
+        """
         now = self._clock()
-        try:
+        with _left_for_the_next_round():
             held = self._held(round(now * 1000))
             self._usage.update(held, now_ms=round(self._clock() * 1000))
+        with _left_for_the_next_round():
             if now - self._settled_at >= _SETTLE_S:
                 self.settle(round(now * 1000))
                 self._settled_at = now
             if now - self._sampled_at >= _SAMPLE_S:
                 self._take_sample(now)
                 self._sampled_at = now
-        except (StoreError, requests.RequestException) as error:
-            _LOG.warning("next round: %s", error)
 
     def settle(self, now_ms: int) -> int:
         """Count what is stored, and write the periods that are over; how many objects."""
@@ -154,6 +158,14 @@ class Bookkeeper:
                 self._store.put(key, json.dumps(asdict(charge)).encode(), if_absent=True)
             except ObjectExistsError:
                 continue  # another bookkeeper counted it
+
+
+@contextlib.contextmanager
+def _left_for_the_next_round() -> Iterator[None]:
+    try:
+        yield
+    except (PoolError, StoreError, requests.RequestException) as error:
+        _LOG.warning("next round: %s", error)
 
 
 def _kept_nano(size_bytes: int, usd_per_gb_month: float | None) -> int | None:

@@ -14,6 +14,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from rayburst.checkpoint.store_option import StoreOption
+
 if TYPE_CHECKING:
     from rayburst.models.manifest import ModelVersion
     from rayburst.models.registry import ModelRegistry
@@ -28,10 +30,6 @@ app = typer.Typer(
 )
 out = Console(highlight=False)
 _TRIALS_SHOWN = 5
-Store = Annotated[
-    str,
-    typer.Option(envvar="RAYBURST_STORE", help="The fleet's object store: s3://…, or a folder"),
-]
 RefArgument = Annotated[str, typer.Argument(help="gpt@3, gpt@production, or gpt for the latter")]
 Alias = Annotated[str, typer.Option(help="The name that points to it")]
 Why = Annotated[str, typer.Option(help="A word for the history")]
@@ -57,7 +55,7 @@ def publish(
         str, typer.Argument(help="A run of this store, `first` or `first@300`, or its address")
     ],
     name: Annotated[str, typer.Option(help="The model's name, for example gpt")],
-    store: Store,
+    store: StoreOption,
     variant: Annotated[
         list[str] | None,
         typer.Option(help="Make and measure it here, besides fp32: bf16, int8, int8-dynamic"),
@@ -76,7 +74,7 @@ def publish(
 
 @app.command()
 def ls(
-    store: Store,
+    store: StoreOption,
     name: Annotated[str | None, typer.Argument(help="One model; without it, all")] = None,
 ) -> None:
     """List models and their versions: from which checkpoint, which variants, where aliases point.
@@ -111,7 +109,7 @@ def ls(
 
 
 @app.command()
-def show(ref: RefArgument, store: Store) -> None:
+def show(ref: RefArgument, store: StoreOption) -> None:
     """Show a version: its checkpoint, its data, the code, and what each variant is worth.
 
     Of an alias also its last trials. Example: rayburst models show gpt@3 --store s3://fleet
@@ -138,7 +136,7 @@ def show(ref: RefArgument, store: Store) -> None:
 
 
 @app.command()
-def verify(ref: RefArgument, store: Store) -> None:
+def verify(ref: RefArgument, store: StoreOption) -> None:
     """Read every byte of a version's weights and compare every digest. Status 1 if it is damaged.
 
     Example: rayburst models verify gpt@3 --store s3://fleet
@@ -151,7 +149,7 @@ def verify(ref: RefArgument, store: Store) -> None:
 @app.command()
 def canary(
     ref: Annotated[str, typer.Argument(help="The candidate: gpt@2")],
-    store: Store,
+    store: StoreOption,
     alias: Alias = "production",
     weight: Annotated[float, typer.Option(help="Share of requests that it answers, 0 to 1")] = 0.1,
     shadow: Annotated[
@@ -192,7 +190,7 @@ def canary(
 @app.command()
 def withdraw(
     name: Annotated[str, typer.Argument(help="The model's name")],
-    store: Store,
+    store: StoreOption,
     alias: Alias = "production",
     why: Why = "",
 ) -> None:
@@ -209,7 +207,9 @@ def withdraw(
 
 
 @app.command()
-def promote(ref: RefArgument, store: Store, alias: Alias = "production", why: Why = "") -> None:
+def promote(
+    ref: RefArgument, store: StoreOption, alias: Alias = "production", why: Why = ""
+) -> None:
     """Let production, or another alias, point to a version, once all its bytes are proven.
 
     Example: rayburst models promote gpt@3 --why "0.1 bits better" --store s3://fleet
@@ -223,7 +223,7 @@ def promote(ref: RefArgument, store: Store, alias: Alias = "production", why: Wh
 @app.command()
 def rollback(
     name: Annotated[str, typer.Argument(help="The model's name")],
-    store: Store,
+    store: StoreOption,
     alias: Alias = "production",
     why: Why = "",
 ) -> None:

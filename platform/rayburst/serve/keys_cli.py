@@ -14,6 +14,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from rayburst.checkpoint.store_option import StoreOption
+
 __all__ = ["app"]
 
 app = typer.Typer(
@@ -22,10 +24,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 out = Console(highlight=False)
-Store = Annotated[
-    str,
-    typer.Option(envvar="RAYBURST_STORE", help="The fleet's object store: s3://…, or a folder"),
-]
 KeyId = Annotated[str, typer.Argument(help="The key's id: the part between rbk_ and the next _")]
 
 
@@ -39,7 +37,7 @@ def _keys(store: str) -> Any:
 @app.command()
 def create(
     tenant: Annotated[str, typer.Argument(help="Who will ask: limits and shares go by this name")],
-    store: Store,
+    store: StoreOption,
     model: Annotated[
         list[str] | None, typer.Option(help="A served class it may ask; without it, all")
     ] = None,
@@ -59,7 +57,7 @@ def create(
 
 
 @app.command()
-def ls(store: Store) -> None:
+def ls(store: StoreOption) -> None:
     """List the keys: tenant, models, when made, whether they work. No secrets.
 
     Example: rayburst keys ls --store s3://fleet
@@ -83,7 +81,7 @@ def ls(store: Store) -> None:
 @app.command()
 def rotate(
     key: KeyId,
-    store: Store,
+    store: StoreOption,
     overlap: Annotated[
         float, typer.Option(min=0, help="Hours for which the old key still works")
     ] = 24.0,
@@ -98,7 +96,7 @@ def rotate(
 
 
 @app.command()
-def revoke(key: KeyId, store: Store) -> None:
+def revoke(key: KeyId, store: StoreOption) -> None:
     """End a key; replicas notice within 15 seconds.
 
     Example: rayburst keys revoke 3f2c91ab77e0 --store s3://fleet

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rayburst.serve.decode import Generation, generate
@@ -126,31 +126,17 @@ SETUPS = st.fixed_dictionaries(
 )
 
 
-def holds_true(model: GPT, visits: list[Visit], setup: dict[str, Any]) -> None:
-    spare, size = setup.pop("spare"), setup["block_tokens"]
-    story = play(model, visits, blocks=-(-BLOCK // size) + spare, **setup)
-    for visit, text, has_left in zip(visits, story.texts, story.left, strict=True):
-        whole = alone(model, visit.request)
-        assert text == (whole[: visit.leaves_after] if has_left else whole)
-    assert story.engine.pool.available == story.engine.pool.count
-
-
-@settings(max_examples=25, deadline=None)
 @given(visits=VISITS, setup=SETUPS)
 def test_any_arrivals_and_cancellations_give_the_texts_of_one_at_a_time(
     exact: GPT, visits: list[Visit], setup: dict[str, Any]
 ) -> None:
-    holds_true(exact, visits, setup)
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(600)
-@settings(max_examples=1000, deadline=None)
-@given(visits=VISITS, setup=SETUPS)
-def test_many_more_arrivals_and_cancellations(
-    exact: GPT, visits: list[Visit], setup: dict[str, Any]
-) -> None:
-    holds_true(exact, visits, setup)
+    spare, size = setup["spare"], setup["block_tokens"]
+    options = {key: value for key, value in setup.items() if key != "spare"}
+    story = play(exact, visits, blocks=-(-BLOCK // size) + spare, **options)
+    for visit, text, has_left in zip(visits, story.texts, story.left, strict=True):
+        whole = alone(exact, visit.request)
+        assert text == (whole[: visit.leaves_after] if has_left else whole)
+    assert story.engine.pool.available == story.engine.pool.count
 
 
 def test_texts_that_lost_their_blocks_or_share_them_are_the_same_too(exact: GPT) -> None:
