@@ -1,12 +1,17 @@
 """Variants of a model on this host: size, agreement with fp32, latency by batch.
 
-    make bench-models                       # about five minutes on two cores
-    python benchmarks/models.py --steps 300 --threads 1
+    make bench-models                       # some 15 minutes on two cores: three parts
+    python benchmarks/models.py --only quantization --steps 300 --threads 1
+    python benchmarks/models.py --only cascade          # benchmarks/cascade.py
+    python benchmarks/models.py --only generation       # benchmarks/generation.py
+
+Each part adds its figures to benchmarks/out/models.json and leaves those of the others.
 
 Trains a byte-level GPT on Python's own sources for minutes, publishes it with every variant on a
-store in a temporary folder, and writes what the version holds to benchmarks/out/models.json. The
-model is wide and shallow, so that nearly all its weights are in Linear layers, which are what int8
-shrinks. At top level: `int8_size_ratio` (bytes stored over fp32's) and `int8_agreement` (share of
+store in a folder that goes (--folder keeps it and what was learned), and writes what the version
+holds to benchmarks/out/models.json. The model is wide and shallow, so that nearly all its weights
+are in Linear layers, which are what int8 shrinks. At top level:
+`int8_size_ratio` (bytes stored over fp32's) and `int8_agreement` (share of
 held-out positions with fp32's likeliest byte). Below `quantization`: every row, requests a second
 at the best batch that keeps --slo-ms, and what would be chosen.
 
@@ -20,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import platform
 import subprocess
@@ -31,8 +35,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import generation
 import numpy as np
 import torch
+from generation import merge
 from rich.console import Console
 from rich.table import Table
 
@@ -52,6 +58,7 @@ from rayburst.train.sources import find_sources
 OUT = Path(__file__).parent / "out" / "models.json"
 RUN, NAME = "bench", "bench"
 BATCH = 16
+PARTS = ("quantization", "cascade", "generation")
 
 
 def train(store: ObjectStore, args: argparse.Namespace) -> None:
@@ -190,36 +197,65 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    p.add_argument("--only", default=",".join(PARTS), help="parts by comma (default: all)")
     p.add_argument("--steps", type=int, default=80)
     p.add_argument("--width", type=int, default=512)
     p.add_argument("--layers", type=int, default=4)
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--slo-ms", type=float, default=500.0)
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--folder", help="of the models; a teacher that is there is used again")
+    p.add_argument("--student-steps", type=int, default=200)
+    p.add_argument("--agreement", type=float, default=0.98, help="that the cascade is to reach")
+    p.add_argument("--rounds", type=int, default=5, help="of the cascade's load, of generation")
+    p.add_argument("--seconds", type=float, default=6.0, help="of each load of the cascade")
+    p.add_argument("--presets", default="micro,tiny,small", help="of generation, by comma")
     args = p.parse_args()
-    about = machine()
-    with tempfile.TemporaryDirectory() as folder:
-        models = ModelRegistry.open(folder)
+    wanted = args.only.split(",")
+    if unknown := set(wanted) - set(PARTS):
+        p.error(f"--only {','.join(sorted(unknown))}: there are {', '.join(PARTS)}")
+    if "generation" in wanted:
+        words = ["--presets", args.presets, "--rounds", str(args.rounds)]
+        generation.main([*words, "--threads", str(args.threads)])
+    if wanted != ["generation"]:
+        with tempfile.TemporaryDirectory() as temporary:
+            of_models(ModelRegistry.open(args.folder or temporary), wanted, args)
+
+
+def of_models(models: ModelRegistry, wanted: list[str], args: argparse.Namespace) -> None:
+    """The parts that stand on one trained model."""
+    about = {"machine": machine(), "args": vars(args)}
+    if NAME not in models.names():
         train(models.store, args)
         models.publish(f"{RUN}@{args.steps}", name=NAME)
-        version = publish_variants(models, f"{NAME}@1", SCHEMES, threads=args.threads, say=print)
-        loaded = {v.name: models.load(version.ref, v.name)[0] for v in version.variants}
-        found = {**result(version, args), "machine": about, "args": vars(args)}
-        keep(found)  # what follows is about the peer alone
-        text = held_out(models.store.child(f"runs/{RUN}"))
-        if text is None:
-            raise SystemExit("the run kept no text")
-        found |= beside(loaded, text[0], args)
+    if "quantization" in wanted:
+        quantization(models, about, args)
+    if "cascade" in wanted:
+        import cascade  # starts Ray
+
+        found = cascade.run(models, f"{NAME}@1", args)
+        merge(OUT, found | {"cascade": found["cascade"] | about})
+        print(f"cascade_p95_vs_teacher {found['cascade_p95_vs_teacher']:.3f}")
+
+
+def quantization(models: ModelRegistry, about: dict[str, Any], args: argparse.Namespace) -> None:
+    """Every variant, and the peer beside them."""
+    version = publish_variants(models, f"{NAME}@1", SCHEMES, threads=args.threads, say=print)
+    loaded = {v.name: models.load(version.ref, v.name)[0] for v in version.variants}
+    found = {**result(version, args), **about}
+    keep(found)  # what follows is about the peer alone
+    text = held_out(models.store.child(f"runs/{RUN}"))
+    if text is None:
+        raise SystemExit("the run kept no text")
+    found |= beside(loaded, text[0], args)
     keep(found)
     show(found)
 
 
 def keep(found: dict[str, Any]) -> None:
-    """Into the file, beside what other benchmarks have put there."""
-    OUT.parent.mkdir(exist_ok=True)
-    kept = json.loads(OUT.read_text()) if OUT.exists() else {}
+    """Into the file, beside what other parts have put there."""
     top = {name: found[name] for name in ("int8_size_ratio", "int8_agreement")}
-    OUT.write_text(json.dumps(kept | top | {"quantization": found}, indent=1) + "\n")
+    merge(OUT, top | {"quantization": found})
 
 
 if __name__ == "__main__":

@@ -129,6 +129,9 @@ def show(ref: RefArgument, store: StoreOption) -> None:
     for what, value in v.metrics.items():
         out.print(f"{what}: {'unknown' if value is None else f'{value:.4g}'}")
     out.print(_variants(v))
+    for student in v.variants:
+        if student.checkpoint is not None:
+            out.print(f"{student.name}: distilled, {student.checkpoint.uri}", soft_wrap=True)
     asked = parse_ref(ref)
     if asked.alias is not None:
         for trial, ending in models.trials(v.name, asked.alias).history()[-_TRIALS_SHOWN:]:

@@ -27,7 +27,7 @@ from rayburst.serve.decode import likeliest
 from rayburst.serve.published import Asked, load_served, settled
 from rayburst.serve.served import model
 
-__all__ = ["CascadeArgs", "NextByte", "build"]
+__all__ = ["CascadeArgs", "NextByte", "build", "threshold_of"]
 
 
 class CascadeArgs(BaseModel):
@@ -81,9 +81,7 @@ class Teacher(NextByte):
 def build(args: CascadeArgs) -> Any:
     """The Serve application for `args`; the version and the threshold are settled once."""
     version = settled(Asked(version=args.version), os.environ).version or args.version
-    threshold = args.threshold
-    if threshold is None:
-        threshold = _threshold(args, version)
+    threshold = threshold_of(args, version)
     threads = max(1, int(args.cpus))
 
     def part(role: type, variant: str, replicas: int) -> Any:
@@ -102,8 +100,13 @@ def build(args: CascadeArgs) -> Any:
     )
 
 
-def _threshold(args: CascadeArgs, version: str) -> float:
-    """What keeps the agreement by the table, which was measured with fp32 as the teacher."""
+def threshold_of(args: CascadeArgs, version: str) -> float:
+    """The one that is given, else what keeps the agreement by the table of the version.
+
+    VariantError where the table has none: it was measured by top1 and with fp32 as the teacher.
+    """
+    if args.threshold is not None:
+        return args.threshold
     if args.confidence != "top1" or args.teacher != "fp32":
         raise VariantError(
             f"confidence={args.confidence}, teacher={args.teacher}: thresholds are measured for "

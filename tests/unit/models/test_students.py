@@ -13,6 +13,7 @@ import torch
 from published_models import save_run, some_text
 from torch.nn import functional as F
 from trained_runs import CONFIG, save_model
+from typer.testing import CliRunner
 
 from rayburst.errors import DataError, VariantError, VersionError, VersionNotFoundError
 from rayburst.models import ModelRegistry, publish
@@ -20,6 +21,7 @@ from rayburst.models.distill import DistillConfig, distillation_loss, learn
 from rayburst.models.distill_job import Distillation, _config, _same_teacher, _teacher
 from rayburst.models.manifest import ModelVersion, decode, encode
 from rayburst.models.measure import measure
+from rayburst.models.models_cli import app
 from rayburst.models.publish import publish_variants
 from rayburst.models.students import publish_student
 from rayburst.serve.published import Asked, load_served
@@ -130,6 +132,8 @@ def test_a_student_stands_beside_the_other_variants_with_its_own_shape_and_linea
     assert served.meta["config"] == STUDENT.to_dict()
     assert served.meta["val_bits_per_byte"] == student.measured.bits_per_byte
     models.promote("gpt@2")
+    shown = CliRunner().invoke(app, ["show", "gpt@2", "--store", models.store.uri]).output
+    assert f"student: distilled, {student.checkpoint.uri}" in shown
     assert publish_student(models, "gpt@1", "small", schemes=["bf16"]) == version
 
 
