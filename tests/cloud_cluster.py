@@ -21,6 +21,7 @@ from rayburst.dev.cloud.cloud import Cloud, Instance
 from rayburst.fleet.pools.ec2_instances import POOL, host_id
 
 WORK = Path(__file__).parent / "integration" / "fleet" / "work.py"
+ACTORS = WORK.with_name("actors.py")
 HEAD_AND_LIMITS = """\
 name: lab
 object_store: {{uri: s3://fleet, endpoint: '{endpoint}'}}
@@ -100,11 +101,13 @@ class CloudCluster:
                     return process
         return None
 
-    def work(self, name: str, count: int, *labels: str) -> subprocess.Popen[bytes]:
-        """Tasks of one CPU that wait for `release(name)`, each on a host that it names."""
+    def work(
+        self, name: str, count: int, *labels: str, script: Path = WORK
+    ) -> subprocess.Popen[bytes]:
+        """Tasks (or actors) of one CPU that wait for `release(name)`, on hosts that they name."""
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.shared))
         self._works[name] = folder
-        words = " ".join([str(WORK), str(folder / "release"), str(count), *labels])
+        words = " ".join([str(script), str(folder / "release"), str(count), *labels])
         command = f"{ENV} python {words} > {folder}/said 2>&1"
         return self.at.background(command, on="head")
 

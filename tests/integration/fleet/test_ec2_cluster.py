@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cloud_cluster import CloudCluster, ec2_pool
+from cloud_cluster import ACTORS, CloudCluster, ec2_pool
 from support import wait_for
 
 from rayburst.dev.cloud.box import why_not
@@ -168,3 +168,41 @@ def test_the_autoscaler_is_killed_in_the_middle_of_a_launch(cluster: CloudCluste
         assert list(cluster.hosts()) == [host], "launched once, and found again"
         cluster.release("killed")
         cluster.ended("killed")
+
+
+@pytest.mark.soak
+def test_a_machine_that_vanishes_is_replaced(cluster: CloudCluster) -> None:
+    with cluster.explained():
+        cluster.work("vanished", 1, SPOT, script=ACTORS)
+        before = cluster.joined("vanished", 1)
+        (instance,) = cluster.cloud.instances()
+        cut_at = time.time()
+        cluster.cloud.interrupt(instance.id, notice_s=0)
+        after = cluster.joined("vanished", 1, apart_from=before)
+        LOG.info("a vanished machine was replaced after %.1f s", time.time() - cut_at)
+        kinds = {event["kind"] for event in cluster.events() if event["node"] in before}
+        assert kinds == {"requested", "up", "gone"}, "it had no notice"
+        cluster.release("vanished")
+        assert after.pop() in cluster.ended("vanished")
+
+
+def test_an_api_that_throttles_and_fails_is_borne(cluster: CloudCluster) -> None:
+    ec2 = cluster.cloud.ec2
+    with cluster.explained():
+        ec2.fail("CreateFleet", code="RequestLimitExceeded", times=4)
+        ec2.fail("CreateTags", code="InternalError", status=500, times=2)
+        cluster.work("throttled", 1, SPOT)
+        cluster.joined("throttled", 1)
+        met(cluster, "CreateFleet", "CreateTags")
+        ec2.fail("DescribeInstances", code="InternalError", status=500, times=12)
+        ec2.fail("TerminateInstances", code="RequestLimitExceeded", times=3)
+        cluster.release("throttled")
+        cluster.ended("throttled")
+        cluster.wait_until_empty(timeout_s=120)
+        met(cluster, "DescribeInstances", "TerminateInstances")
+
+
+def met(cluster: CloudCluster, *actions: str) -> None:
+    """Wait until all scripted refusals of these calls have been met."""
+    ec2 = cluster.cloud.ec2
+    wait_for(lambda: not any(map(ec2.failures, actions)) or None, what=f"all refusals of {actions}")
