@@ -186,6 +186,7 @@ class Table(Words):
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.servers: list[threading.Thread] = []
+        self.is_closing = False
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
@@ -229,6 +230,9 @@ class Table(Words):
                 pipe.send(self.do(getattr(self.rendezvous, method)(*arguments)))
         except (EOFError, OSError, CancelledError):
             return
+        except RuntimeError:  # a condition whose waiter is cancelled twice, in Python 3.11
+            if not self.is_closing:
+                raise
 
     def attempts(self) -> list[dict[str, Any]]:
         """What the members have begun to train on: a line for each part of a step."""
@@ -301,6 +305,7 @@ class Table(Words):
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
                 task.cancel()
 
+        self.is_closing = True
         self.do(cancel())
         for server in self.servers:
             server.join(5)
