@@ -31,7 +31,6 @@ from rayburst.serve.generate.request import Request
 from rayburst.train.gpt import GPT, PRESETS
 
 OUT = Path(__file__).parent / "out"
-ROWS = 32  # texts in a batch; places of the engine
 MAIN = "tiny"  # whose ratios stand at top level
 SEED = 7
 
@@ -55,31 +54,31 @@ def old(request: Request, most: int | None = None) -> Generation:
     )  # fmt: skip
 
 
-def one_at_a_time(model: GPT, requests: list[Request]) -> list[bytes]:
+def one_at_a_time(model: GPT, requests: list[Request], rows: int) -> list[bytes]:
     return [generate(model, [old(request)])[0] for request in requests]
 
 
-def static(model: GPT, requests: list[Request]) -> list[bytes]:
+def static(model: GPT, requests: list[Request], rows: int) -> list[bytes]:
     """Batches in order of arrival; a batch runs until its longest text is there."""
     texts = []
-    for first in range(0, len(requests), ROWS):
-        batch = requests[first : first + ROWS]
+    for first in range(0, len(requests), rows):
+        batch = requests[first : first + rows]
         longest = max(request.max_tokens for request in batch)
         made = generate(model, [old(request, longest) for request in batch])
         texts += [text[: r.max_tokens] for text, r in zip(made, batch, strict=True)]
     return texts
 
 
-def shrinking(model: GPT, requests: list[Request]) -> list[bytes]:
+def shrinking(model: GPT, requests: list[Request], rows: int) -> list[bytes]:
     """The same, but texts that are done leave their batch: rayburst's own batches before."""
     texts = []
-    for first in range(0, len(requests), ROWS):
-        texts += generate(model, [old(request) for request in requests[first : first + ROWS]])
+    for first in range(0, len(requests), rows):
+        texts += generate(model, [old(request) for request in requests[first : first + rows]])
     return texts
 
 
-def continuous(model: GPT, requests: list[Request]) -> list[bytes]:
-    engine = Engine(model, EngineOptions(max_running=ROWS))
+def continuous(model: GPT, requests: list[Request], rows: int) -> list[bytes]:
+    engine = Engine(model, EngineOptions(max_running=rows))
     texts = {engine.add(request): b"" for request in requests}
     while engine.is_busy:
         for event in engine.step():
@@ -87,7 +86,7 @@ def continuous(model: GPT, requests: list[Request]) -> list[bytes]:
     return list(texts.values())
 
 
-WAYS: dict[str, Callable[[GPT, list[Request]], list[bytes]]] = {
+WAYS: dict[str, Callable[[GPT, list[Request], int], list[bytes]]] = {
     "one at a time": one_at_a_time,
     "static batches": static,
     "batches that shrink": shrinking,
@@ -95,7 +94,7 @@ WAYS: dict[str, Callable[[GPT, list[Request]], list[bytes]]] = {
 }
 
 
-def measured(preset: str, number: int, rounds: int) -> dict[str, Any]:
+def measured(preset: str, number: int, rounds: int, rows: int) -> dict[str, Any]:
     """Tokens a second of each way, every round, for one model."""
     torch.manual_seed(SEED)
     model = GPT(PRESETS[preset]).eval().requires_grad_(False)
@@ -104,11 +103,11 @@ def measured(preset: str, number: int, rounds: int) -> dict[str, Any]:
     runs: dict[str, list[float]] = {way: [] for way in WAYS}
     texts: dict[str, list[bytes]] = {}
     for way in WAYS.values():
-        way(model, requests[:2])
+        way(model, requests[:2], rows)
     for _ in range(rounds):
         for name, way in WAYS.items():
             started_s = time.perf_counter()
-            texts[name] = way(model, requests)
+            texts[name] = way(model, requests, rows)
             runs[name].append(round(tokens / (time.perf_counter() - started_s), 1))
     alone = texts["one at a time"]
     return {
@@ -140,13 +139,15 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--presets", default="micro,tiny,small", help="models, by comma")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of torch, as a replica of one CPU")
+    parser.add_argument("--texts", type=int, default=96, help="a third of it for small")
+    parser.add_argument("--rows", type=int, default=32, help="texts in a batch, engine's places")
     args = parser.parse_args(words)
     torch.set_num_threads(args.threads)
     load = os.getloadavg()[0]
     cells = {}
     for preset in args.presets.split(","):
-        number = 32 if preset == "small" else 96
-        cells[preset] = measured(preset, number, args.rounds)
+        number = args.texts // 3 if preset == "small" else args.texts
+        cells[preset] = measured(preset, number, args.rounds, args.rows)
         cells[preset] |= ratios(cells[preset])
         show(preset, cells[preset])
     result: dict[str, Any] = {"generation": {"models": cells, **circumstances(args, load)}}
@@ -161,7 +162,7 @@ def circumstances(args: argparse.Namespace, load: float) -> dict[str, Any]:
     commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "commit": commit, "seed": SEED, "rounds": args.rounds, "threads": args.threads,
-        "rows": ROWS, "cores": os.cpu_count(), "machine": platform.processor(),
+        "rows": args.rows, "cores": os.cpu_count(), "machine": platform.processor(),
         "torch": torch.__version__, "load_before": round(load, 2),
     }  # fmt: skip
 
