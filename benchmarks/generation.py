@@ -1,6 +1,6 @@
 """Continuous batching beside static batches and one text at a time: tokens per second.
 
-    .venv/bin/python benchmarks/generation.py                 # some two minutes on a quiet machine
+    .venv/bin/python benchmarks/generation.py                 # some four minutes on a quiet machine
     .venv/bin/python benchmarks/generation.py --presets micro --rounds 1
 
 All texts are asked at once; their lengths are mixed, as a log-normal draws them: most are short, a
@@ -139,14 +139,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--presets", default="micro,tiny,small", help="models, by comma")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of torch, as a replica of one CPU")
-    parser.add_argument("--texts", type=int, default=96, help="a third of it for small")
-    parser.add_argument("--rows", type=int, default=32, help="texts in a batch, engine's places")
+    parser.add_argument("--texts", type=int, default=192, help="a sixth of it for small")
+    parser.add_argument("--rows", type=int, default=64, help="texts in a batch, engine's places")
     args = parser.parse_args(words)
     torch.set_num_threads(args.threads)
     load = os.getloadavg()[0]
     cells = {}
     for preset in args.presets.split(","):
-        number = args.texts // 3 if preset == "small" else args.texts
+        number = args.texts // 6 if preset == "small" else args.texts
         cells[preset] = measured(preset, number, args.rounds, args.rows)
         cells[preset] |= ratios(cells[preset])
         show(preset, cells[preset])
