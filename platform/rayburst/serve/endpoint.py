@@ -159,9 +159,13 @@ class Endpoint:
         self._predict([example], [payload])  # the first run of all also pays for allocations
         curve = self.batcher.costs.of(variant, self._bucket_of(example))
         for size in (1 << n for n in range(self.options.max_batch.bit_length())):
-            started_s = time.perf_counter()
-            self._predict([example] * size, [payload] * size)
-            curve.learn(size, time.perf_counter() - started_s)
+            curve.learn(size, min(self._timed(example, payload, size) for _ in range(2)))
+
+    def _timed(self, example: Any, payload: _Payload, size: int) -> float:
+        """Seconds of one batch. One that was held up would keep a rung from ever being used."""
+        started_s = time.perf_counter()
+        self._predict([example] * size, [payload] * size)
+        return time.perf_counter() - started_s
 
     def _ready(self, variant: str) -> None:
         """A form that was missed is loaded: tried where batches are computed, then admitted."""
