@@ -102,6 +102,11 @@ class ModelRegistry:
         """Every move of an alias, oldest first; empty when it never pointed anywhere."""
         return [self._move_of(name, alias, number) for number in self._moves(name, alias)]
 
+    def last_move(self, name: str, alias: str = PRODUCTION) -> Move | None:
+        """The move that stands; None when the alias never pointed anywhere."""
+        numbers = self._moves(name, alias)
+        return self._move_of(name, alias, numbers[-1]) if numbers else None
+
     def move_after(self, name: str, alias: str, number: int) -> Move | None:
         """The move that follows number `number`; None while there is none. One request."""
         there = self.folder(name).exists(_key(f"{_ALIASES}/{alias}", number + 1))
@@ -119,7 +124,9 @@ class ModelRegistry:
 
     def aliases(self, name: str) -> dict[str, int]:
         """Where each alias of a model points."""
-        found = {alias: self._last(name, alias) for alias in self.folder(name).folders(_ALIASES)}
+        found = {
+            alias: self.last_move(name, alias) for alias in self.folder(name).folders(_ALIASES)
+        }
         return {alias: move.version for alias, move in found.items() if move is not None}
 
     def verify(self, ref: str) -> ModelVersion:
@@ -208,7 +215,7 @@ class ModelRegistry:
             VersionConflictError: somebody moved the alias meanwhile; their move stands.
         """
         version, seal = self._resolve(parse_ref(ref))
-        last = self._last(version.name, alias)
+        last = self.last_move(version.name, alias)
         self.verify(version.ref)
         if last is not None and last.version == version.version:
             return last
@@ -224,7 +231,7 @@ class ModelRegistry:
             VersionNotFoundError: nothing was promoted before it.
             VersionConflictError: somebody moved the alias meanwhile; their move stands.
         """
-        last = self._last(name, alias)
+        last = self.last_move(name, alias)
         if last is None or last.below is None:
             there = "nowhere" if last is None else f"{name}@{last.version}"
             known = ", ".join(map(str, self._known(name)))
@@ -279,7 +286,7 @@ class ModelRegistry:
         if ref.version is not None:
             return self._read(ref.name, ref.version)
         alias = ref.alias or PRODUCTION
-        move = self._last(ref.name, alias)
+        move = self.last_move(ref.name, alias)
         if move is None:
             known = ", ".join(f"{ref.name}@{a}" for a in self.aliases(ref.name)) or "none"
             raise VersionNotFoundError(
@@ -320,10 +327,6 @@ class ModelRegistry:
                 f"{alias!r} is no alias: a-z, 0-9 and '-', a letter first, for example production"
             )
         return _numbers(self.folder(name), f"{_ALIASES}/{alias}")
-
-    def _last(self, name: str, alias: str) -> Move | None:
-        numbers = self._moves(name, alias)
-        return self._move_of(name, alias, numbers[-1]) if numbers else None
 
     def _move_of(self, name: str, alias: str, number: int) -> Move:
         folder, key = self.folder(name), _key(f"{_ALIASES}/{alias}", number)

@@ -75,7 +75,7 @@ class Trials:
         self.name, self.alias = name, alias
         self._models = models
         self._folder = models.folder(name)
-        models.history(name, alias)  # says what is wrong with the alias
+        models.last_move(name, alias)  # says what is wrong with the alias
 
     def begin(
         self,

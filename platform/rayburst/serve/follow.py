@@ -57,9 +57,9 @@ class Follower(Generic[M]):
             raise ValueError(f"{ref.name}@{ref.version} never moves: there is nothing to follow")
         self._models, self._load, self._poll_s = models, load, poll_s
         self._name, self._alias = ref.name, ref.alias
-        last = models.history(ref.name, ref.alias)[-1:]
+        last = models.last_move(ref.name, ref.alias)
         self.lineup = Lineup(load(models.get(f"{ref.name}@{ref.alias}").ref))
-        self._move = last[0].number if last else 0
+        self._move = last.number if last else 0
         self._trials = Trials(models, ref.name, ref.alias)
         self._trial = max(0, (self._trials.last()) - 1)  # the last one may run
         self._waiting: Trial | None = None
