@@ -164,7 +164,7 @@ class ModelPart:
             rates=rates_for(options.tenants, model=cls.__name__),
         )
         self._tasks: set[asyncio.Task[None]] = set()
-        self._example = getattr(cls, "example", None)
+        self._example = getattr(self._model, "example", None)  # load may have set it
         self._endpoint.warm_up(self._example)
         if options.replicas.floor and (why := _why_no_spot()):
             _log.warning("%s: no replica may be on spot, floor or not: %s", cls.__name__, why)
