@@ -170,6 +170,10 @@ class KeyRefusedError(RequestError):
         super().__init__(why)
         self.status = status
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It travels too."""
+        return partial(type(self), status=self.status), self.args
+
 
 class LateError(RequestError):
     """The deadline of a request passed before it could be computed."""

@@ -42,7 +42,8 @@ class Ticket:
 
     `length` is what bucketing goes by (tokens of a sequence; 1 where all inputs are alike),
     `priority` 0 is the most urgent, `variant` names the form of the model that shall answer (with
-    a ladder: that answers, once the ticket is taken).
+    a ladder: that answers, once the ticket is taken). `spent_s` is what had passed of its time
+    before it came here.
     """
 
     payload: Any
@@ -52,6 +53,7 @@ class Ticket:
     length: int = 1
     variant: str = ""
     tenant: str = ""
+    spent_s: float = 0.0
     is_gone: bool = field(default=False, init=False)
     is_taken: bool = field(default=False, init=False)
 
@@ -217,8 +219,9 @@ class Batcher:
         return busy_s + total_s / slots
 
     def _is_tight(self, ticket: Ticket) -> bool:
-        """Whether it asks for more than the promise."""
-        return ticket.deadline_s - ticket.arrived_s < 0.999 * self._patience_s  # floats are no sums
+        """Whether it asks for more than the promise, rather than having lost time on its way."""
+        asked_s = ticket.deadline_s - ticket.arrived_s + ticket.spent_s
+        return asked_s < 0.999 * self._patience_s  # floats are no sums
 
     def _worth(self, curve: CostCurve) -> int:
         """The batch that a deadline leaves room for: the largest of which two keep the promise.

@@ -305,7 +305,7 @@ class Endpoint:
         return headers.get(TENANT, b"")[:64].decode("latin-1")
 
     def _ticket(self, payload: _Payload, headers: Headers, tenant: str, now_s: float) -> Ticket:
-        slo_s, priority = self.options.slo_s, 1
+        slo_s, priority, spent_s = self.options.slo_s, 1, 0.0
         if DEADLINE in headers:
             slo_s = number(headers, DEADLINE, 0.001, _MAX_DEADLINE_S * 1000) / 1000
         if PRIORITY in headers:
@@ -313,11 +313,12 @@ class Endpoint:
         if self._model_ids is not None:
             payload.variant = self._which(headers.get(MODEL_ID, b"").decode("latin-1"))
         if self._spent is not None and _ARRIVED in headers:
-            slo_s -= self._spent.seconds(headers[_ARRIVED], time.time())
+            spent_s = self._spent.seconds(headers[_ARRIVED], time.time())
         return Ticket(
             payload,
             arrived_s=now_s,
-            deadline_s=now_s + slo_s,
+            deadline_s=now_s + slo_s - spent_s,
+            spent_s=spent_s,
             priority=priority,
             length=self.codec.length(payload.value),
             variant=payload.variant,

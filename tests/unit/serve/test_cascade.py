@@ -12,7 +12,7 @@ import pytest
 import torch
 from ray.exceptions import ActorDiedError
 
-from rayburst.errors import LateError, RefusedError, RequestFailedError
+from rayburst.errors import KeyRefusedError, LateError, RefusedError, RequestFailedError
 from rayburst.serve.cascade import Cascade, CascadeOptions, confidence_of
 from rayburst.serve.decode import likeliest
 from rayburst.train.gpt import GPT
@@ -114,6 +114,8 @@ def test_what_the_student_refuses_is_refused() -> None:
         asyncio.run(pair(Model(refusal), Model(BETTER)).ask("a"))
     again = pickle.loads(pickle.dumps(refusal))  # as it travels from a replica
     assert (str(again), again.status, again.retry_after_s) == ("full", 503, 2.5)
+    no_key = pickle.loads(pickle.dumps(KeyRefusedError("no key", status=401)))
+    assert (str(no_key), no_key.status) == ("no key", 401)
 
 
 @pytest.mark.parametrize("form", [list, np.array, torch.tensor, lambda p: {"probabilities": p}])

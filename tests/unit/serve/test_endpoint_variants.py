@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -214,3 +215,22 @@ def test_the_interface_says_which_forms_may_answer():
     headers = told["paths"]["/predict"]["post"]["responses"]["200"]["headers"]
     assert headers["x-rayburst-variant"]["schema"]["enum"] == ["fp32", "int8"]
     assert set(headers) == {"x-rayburst-variant", "x-rayburst-degraded"}
+
+
+def test_a_request_that_lost_time_on_its_way_asks_for_no_more_than_the_promise():
+    async def run():
+        # what computes would take 80 s in fp32, which the promise allows no second request
+        made = made_of(Forms(), costs={"fp32": 80, "int8": 8}, agreement=0.98, idempotent=True)
+        made.attach()
+        now_ms = round(1000 * time.time())
+        calls = [
+            Call(x_rayburst_arrived=b"node/%d" % (now_ms - spent)) for spent in (0, 5000, 5000)
+        ]
+        for call in calls:
+            made.take(call, b"[1]")
+        assert all(call.ticket is not None for call in calls), "int8 can do it: nobody is refused"
+        assert calls[1].ticket.spent_s > 4
+        made.model.gate.set()
+        assert [(await call.answer)[0] for call in calls] == [200, 200, 200]
+
+    asyncio.run(run())
