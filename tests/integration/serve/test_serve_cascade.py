@@ -33,13 +33,14 @@ def distilled(
     """A version with a student that `jobs/distill_lm.py` made in 20 steps on the head."""
     folder = tmp_path_factory.mktemp("distilled")
     models = ModelRegistry.open(trained.store_uri)
-    save_run(trained.store_uri, "taught", step=10, text=some_text(folder))
-    teacher = models.publish("taught", name="taught")
+    # elsewhere: others serve the newest run of the store
+    taught = save_run(f"file://{folder}", "taught", step=10, text=some_text(folder))
+    teacher = models.publish(taught, name="taught")
     done = subprocess.run(
         [
             sys.executable, str(REPO / "jobs" / "distill_lm.py"), "--teacher", teacher.ref,
             *SHAPE, "--steps", "20", "--global-batch", "8", "--threads", "1",
-            "--run", f"student-{folder.name}",
+            "--run", f"student-{folder.name}", "--storage", f"file://{folder}/runs",
         ],
         env={**os.environ, **head.env, "RAYBURST_STORE": trained.store_uri},
         cwd=REPO, capture_output=True, text=True, timeout=150, check=False,
