@@ -9,7 +9,7 @@ rank before its step, or in its measurement before a checkpoint (`"at": "measure
 file `fault-WHAT` there. `node` in place of `rank` names Ray's node. `poison`: a sample whose loss
 is not a number. `spread`: with FSDP2, in fast mode. `folder`: where such files are, if not in the
 storage. `env`: names of variables that workers get from the driver. `asks`: the loop has a
-collective of its own.
+collective of its own. `recovery`: another tier.
 """
 
 from __future__ import annotations
@@ -144,6 +144,7 @@ def main() -> None:
         storage=config["storage"],
         workers=Workers(least=config["least"], most=config["most"]),
         options=ElasticOptions(
+            recovery=config.get("recovery", "in-place"),
             resize_interval_s=2,
             growth=GrowthOptions(start_patience_s=60),
             in_place=InPlaceOptions(**config.get("in_place", {})),

@@ -12,7 +12,7 @@ like a lost machine each time; `LossBudget` gives up on it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -21,6 +21,7 @@ from rayburst.train.versions import is_tested_ray, keep_to_public_api
 __all__ = [
     "LossBudget",
     "LossOptions",
+    "are_losses",
     "is_peer_loss",
     "is_planned",
     "leave",
@@ -96,6 +97,17 @@ def is_peer_loss(error: BaseException) -> bool:
             return any(words in text for words in _TEXTS)
         current = current.__cause__ or current.__context__
     return False
+
+
+def are_losses(failures: Collection[BaseException]) -> bool:
+    """Whether what ended a group is the loss of its workers and nothing else, by what `fit` raised.
+
+    Ray wraps the error of a worker that does not answer; a wrapper that is not known is no loss.
+    """
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    causes = [getattr(failure, "health_check_failure", failure) for failure in failures]
+    return bool(causes) and all(isinstance(c, RayActorError | OutOfMemoryError) for c in causes)
 
 
 def is_planned(error: BaseException) -> bool:

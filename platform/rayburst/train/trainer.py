@@ -18,14 +18,17 @@ What it changes about Ray's elastic training:
   and nodes that join one by one within a burst cost one restart, not several.
 
 The function learns of notices through `rayburst.train.worker.agreement()`. On a Ray other than the
-tested version only public API is used: stock policies and settings. Ray's own settings
-(`RAY_TRAIN_*`, see `_ray_hooks.SETTINGS`) are put into the environment of this process when `fit`
-is called, where not set already; Ray hands them on to the controller and the workers.
+tested version only public API is used: stock policies and settings, and another start where Ray
+gives up on workers that were lost. Ray's own settings (`RAY_TRAIN_*`, see `_ray_hooks.SETTINGS`)
+are put into the environment of this process when `fit` is called, where not set already; Ray hands
+them on to the controller and the workers.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -36,12 +39,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from rayburst.checkpoint.peers import release_peer
 from rayburst.train.inplace.roster import InPlaceOptions
-from rayburst.train.losses import LossOptions, surviving
+from rayburst.train.losses import LossBudget, LossOptions, are_losses, surviving
 from rayburst.train.resizing import GrowthOptions
 from rayburst.train.versions import is_tested_ray
 
 __all__ = ["ElasticOptions", "ElasticTrainer", "Workers"]
 
+_logger = logging.getLogger(__name__)
 RECOVERIES = ("in-place", "restart", "public")
 
 
@@ -130,15 +134,35 @@ class ElasticTrainer:
         traceback) or when losses follow each other too quickly.
         """
         try:
+            if self._is_public:
+                return self._fit_publicly()
             return self._trainer(os.environ).fit()
         finally:
             if ray.is_initialized():
                 release_peer(self._run)
 
+    @property
+    def _is_public(self) -> bool:
+        return self._options.recovery == "public" or not is_tested_ray()
+
+    def _fit_publicly(self) -> Any:
+        """As often as workers are lost and nothing else: Ray ends the run where all of them are, or
+        where it sees the loss before those that are left have left.
+        """
+        budget = LossBudget(self._options.losses)
+        while True:
+            try:
+                return self._trainer(os.environ).fit()
+            except ray.train.TrainingFailedError as error:
+                failures = list(getattr(error, "worker_failures", {}).values())
+                if not are_losses(failures) or not budget.spend(time.monotonic()):
+                    raise
+                _logger.warning("workers were lost, training starts again: %s", failures[0])
+
     def _trainer(self, environ: MutableMapping[str, str]) -> Any:
         arguments = self._ray_arguments()
         options = self._options
-        if options.recovery == "public" or not is_tested_ray():
+        if self._is_public:
             return TorchTrainer(self._train_fn, **arguments)
         from rayburst.train import _ray_hooks
 

@@ -143,6 +143,23 @@ def test_the_other_tiers_save_and_restart(
     job.check_no_step_was_repeated()
 
 
+def test_a_node_that_dies_while_the_group_restarts_costs_no_step(
+    nodes: Nodes, start: Callable[..., Job], tmp_path: Path
+) -> None:
+    nodes.ensure(3)
+    job = Watched(tmp_path, start, steps=60, least=1, most=3, recovery="restart", pause_s=0.3)
+    job.wait("step", rank=2, world=3, at_least=5)
+    next_to_go = job.node(rank=1, world=3)
+    nodes.drain(job.node(rank=2, world=3), notice_s=12)
+    saved = job.wait("saved", world=3, at_least=3)[-1]
+    nodes.kill(next_to_go)
+    assert not job.records("start", world=2), "the group is on its way"
+    again = job.wait("start", world=1)[0]
+    assert again["step"] == saved["step"]
+    job.check_end()
+    job.check_no_step_was_repeated()
+
+
 def test_the_controller_dies_and_the_run_goes_on_from_what_was_saved(
     nodes: Nodes, start: Callable[..., Job], tmp_path: Path
 ) -> None:

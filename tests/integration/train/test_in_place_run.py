@@ -100,17 +100,35 @@ def test_a_mistake_on_one_rank_ends_the_job_at_once_with_its_traceback(
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("recovery", ["in-place", "public"])
 def test_all_nodes_at_once_go_on_from_the_store(
-    nodes: Nodes, start: Callable[..., Job], tmp_path: Path, expected: set[str]
+    nodes: Nodes, start: Callable[..., Job], tmp_path: Path, expected: set[str], recovery: str
 ) -> None:
     nodes.ensure(2)
-    job = start(JOB, job_config(tmp_path, checkpoint_every_s=1))
+    job = start(JOB, job_config(tmp_path, checkpoint_every_s=1, recovery=recovery))
     run = Run(f"{tmp_path}/r", job)
     run.wait("committed", at_least=3)
     nodes.ensure(0)
     saved = run.records("committed")[-1]["step"]
     nodes.ensure(2)
     assert run.wait("start", at_least=3)[2]["step"] >= saved > 0
+    (tmp_path / "hurry").touch()
+    assert job.wait() == 0, job.output
+    assert weights_of(run.records("end")) == expected
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("recovery", ["restart", "public"])
+def test_the_other_tiers_go_on_from_the_store_after_a_power_cut(
+    nodes: Nodes, start: Callable[..., Job], tmp_path: Path, expected: set[str], recovery: str
+) -> None:
+    nodes.ensure(2)
+    job = start(JOB, job_config(tmp_path, checkpoint_every_s=1, recovery=recovery))
+    run = Run(f"{tmp_path}/r", job)
+    saved = run.wait("committed", world=2, at_least=2)[-1]["step"]
+    nodes.kill(run.wait("start", rank=1, world=2)[0]["node"])
+    again = run.wait("start", world=1)[0]
+    assert again["step"] >= saved > 0
     (tmp_path / "hurry").touch()
     assert job.wait() == 0, job.output
     assert weights_of(run.records("end")) == expected

@@ -17,7 +17,10 @@ from ray.experimental import internal_kv
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import backend_setup
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2._internal.execution import context, scaling_policy
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
@@ -483,6 +486,16 @@ def decide() -> Callable[[Exception], FailureDecision]:
 def test_lost_machines_are_retried(decide: Callable[[Exception], Any]) -> None:
     peer = left(RuntimeError("gloo: connection reset by peer"))
     assert decide(failed(a=lost_node(), b=peer)) == FailureDecision.RETRY
+
+
+def test_what_fit_raises_tells_losses_from_mistakes_without_private_api() -> None:
+    out_of_memory = WorkerHealthCheckFailedError("gone", failure=OutOfMemoryError("low"))
+    mistake = UserExceptionWithTraceback(ValueError("mine"), "Traceback: mine")
+    unpicklable = WorkerHealthCheckFailedError("no answer", failure=TypeError("cannot pickle"))
+    assert losses.are_losses([lost_node(), out_of_memory, left(RuntimeError("a peer"))])
+    for other in (mistake, unpicklable, KeyError("a wrapper of another Ray")):
+        assert not losses.are_losses([lost_node(), other])
+    assert not losses.are_losses([])
 
 
 def test_a_mistake_ends_the_run_even_beside_a_loss(decide: Callable[[Exception], Any]) -> None:
