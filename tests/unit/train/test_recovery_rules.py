@@ -54,6 +54,7 @@ def test_unreachable_names_what_does_not_answer() -> None:
         GLOO,
         "[../gloo/transport/tcp/pair.cc:525] Read error [127.0.1.2]:1: Connection reset by peer",
         "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 300000ms for recv operation",
+        "Application timeout caused pair closure",
         "NCCL error: remote process exited or there was a network error, connection refused",
     ],
 )
