@@ -112,7 +112,7 @@ class Supply:
 
         Otherwise a job that comes first in the next plan would take them, and this one ask again.
         """
-        for pool in granted.keys() & self.pools.keys():
+        for pool in [name for name in granted if name in self.pools]:  # in one order everywhere
             stock = self.pools[pool]
             missing = granted[pool] - len(self.holds(job).get(pool, ()))
             if missing > 0 and stock.arriving is None:

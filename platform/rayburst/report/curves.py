@@ -12,6 +12,10 @@ from rayburst.report.parts import header, section
 from rayburst.report.style import market_class, page
 
 _TOP, _BOTTOM = 24.0, 320.0
+_BREAK_EVEN = (
+    "Own when the machine works more than this share of all hours: with the rent as it is, and a "
+    "fifth lower or higher. The rent is that of an hour of work: restarts make it dearer."
+)
 _STEEP = 1.5  # the axis ends at so many times the dearest rent; what is above leaves the picture
 
 
@@ -26,7 +30,7 @@ def own_or_rent_page(point: BreakEven, sku: str) -> str:
         [
             header("own or rent", escape(sku), lead),
             section("An hour of work, by utilisation", "", own_or_rent(point)),
-            section("Break-even", "", _table(point)),
+            section("Break-even", _BREAK_EVEN, _table(point)),
         ],
     )
 

@@ -124,7 +124,7 @@ def fleet_page(story: FleetStory) -> str:
             ),
             section(
                 "Dollars",
-                "What was paid so far, and the same node time all on-demand.",
+                "What nodes cost so far, without storage and traffic, and the same all on-demand.",
                 over_time.spent_over_time(story.lives, story.span, story.on_demand_usd_per_hour),
             ),
             section(
@@ -186,6 +186,6 @@ def _nodes(story: FleetStory) -> str:
     words = "Every node from request to end; its seconds at the right."
     if len(story.lives) > len(lives):
         words += f" The newest {len(lives)} of {len(story.lives)}."
-    return section(
-        "Nodes", words, legend(state_items(one.kind for one in story.interruptions)) + drawn
-    )
+    markets = market_items(life.market for life in lives)
+    states = state_items(one.kind for one in story.interruptions)
+    return section("Nodes", words, legend([*markets, *states]) + drawn)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from rayburst.cost.forecast import COVERS
 from rayburst.report import bars, numbers, svg
 from rayburst.report.parts import header, section, tile
 from rayburst.report.style import page
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _WIDTH, _LEFT, _RIGHT = 1080.0, 124.0, 940.0
 _ROW, _TOP = 44.0, 28.0
 _COLOURS = {"on-prem": "on-prem", "spot": "spot", "mixed": "good", "on-demand": "on-demand"}
+_BARS = f"a bar holds {COVERS:.0%} of the futures, its circle is the middle one."
 
 
 def forecast_page(told: Forecast) -> str:
@@ -29,8 +31,8 @@ def forecast_page(told: Forecast) -> str:
         [
             header("rayburst plan", escape(_title(told)), _lead(told)),
             _figures(told),
-            section("When it ends", "Hours from now.", ends(told)),
-            section("What it costs", "Dollars of all its nodes.", costs(told)),
+            section("When it ends", f"Hours from now; {_BARS}", ends(told)),
+            section("What it costs", f"Dollars of all its nodes; {_BARS}", costs(told)),
             section("In numbers", table.note, bars.table(table.columns, table.rows)),
         ],
     )

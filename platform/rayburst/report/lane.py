@@ -61,7 +61,7 @@ def _stage(
         width = x(max(s.end_ms for s in lost)) - right
         tip = numbers.count(len({s.step for s in lost}), "step") + " lost and computed again"
         shapes.append(svg.rect(right, base - high, width, high, fill="url(#hatch-lost)", tip=tip))
-    for label, needed in ((words, 72), (str(era.world), 22)):
+    for label, needed in ((words, 16 + 8.2 * len(words)), (str(era.world), 22)):
         if right - left > needed:
             return shapes, [svg.text(left + 8, base - high / 2 + 5, label, "on strong")]
     return shapes, []

@@ -18,7 +18,7 @@ from rayburst.report.parts import header, legend, section, swatch
 from rayburst.report.style import page
 
 _WIDTH, _LEFT, _RIGHT = 1080.0, 190.0, 930.0
-_ROW, _TOP = 30.0, 16.0
+_ROW, _TOP, _APART = 30.0, 16.0, 12.0
 _LOOKS = ("good", "on-prem", "spot", "on-demand", "other", "soft")
 
 
@@ -62,18 +62,21 @@ def latency_page(
     head = header("rayburst serving", escape(title), lead)
     look = {name: _LOOKS[i % len(_LOOKS)] for i, name in enumerate(_servers(cells))}
     names = legend([(swatch(cls=colour), name) for name, colour in look.items()])
-    columns = ("server", unit, "p50", "p95", "p99", "requests/s", "errors")
+    knows_p95 = any(cell.p95_ms is not None for cell in cells)
+    percentiles = ("p50", "p95", "p99") if knows_p95 else ("p50", "p99")
+    columns = ("server", unit, *percentiles, "requests/s", "errors")
+    spans = "From the median (circle) to the 99th percentile"
     return page(
         title,
         [
             head,
             section(
                 "Latency",
-                "From the median to the 99th percentile.",
+                spans + ("; a line at the 95th." if knows_p95 else "."),
                 names + _latencies(cells, look, unit),
             ),
             section("Throughput", "Answers a second.", names + _rates(cells, look, unit)),
-            section("In numbers", "", bars.table(columns, [_row(cell) for cell in cells])),
+            section("In numbers", "", bars.table(columns, [_row(c, knows_p95) for c in cells])),
         ],
     )
 
@@ -87,12 +90,20 @@ def _ordered(cells: Sequence[LoadCell]) -> list[LoadCell]:
     return sorted(cells, key=lambda cell: (cell.size, place[cell.server]))
 
 
+def _placed(cells: Sequence[LoadCell]) -> list[tuple[LoadCell, float]]:
+    """Every cell and the middle of its row; sizes stand apart."""
+    sizes = sorted({cell.size for cell in cells})
+    return [
+        (cell, _TOP + _ROW * (place + 0.5) + _APART * sizes.index(cell.size))
+        for place, cell in enumerate(_ordered(cells))
+    ]
+
+
 def _latencies(cells: Sequence[LoadCell], look: Mapping[str, str], unit: str) -> str:
     high = max((cell.p99_ms for cell in cells), default=1.0)
     x = svg.Scale(low=0, high=high * 1.02, start=_LEFT, stop=_RIGHT)
     parts = _frame(cells, x, unit, numbers.milliseconds)
-    for place, cell in enumerate(_ordered(cells)):
-        middle = _TOP + _ROW * (place + 0.5)
+    for cell, middle in _placed(cells):
         tip = (
             f"{cell.server}: median {numbers.milliseconds(cell.p50_ms)}, "
             f"99th {numbers.milliseconds(cell.p99_ms)}"
@@ -100,8 +111,7 @@ def _latencies(cells: Sequence[LoadCell], look: Mapping[str, str], unit: str) ->
         width = x(cell.p99_ms) - x(cell.p50_ms)
         parts.append(svg.rect(x(cell.p50_ms), middle - 7, width, 14, look[cell.server], tip=tip))
         if cell.p95_ms is not None:
-            at = x(cell.p95_ms)
-            parts.append(svg.line(at, middle - 7, at, middle + 7, "axis"))
+            parts.append(svg.rect(x(cell.p95_ms) - 1, middle - 7, 2, 14, "paper"))
         parts.append(svg.el("circle", cls="dots", cx=x(cell.p50_ms), cy=middle, r=5.0, tip=tip))
         words = f"{numbers.milliseconds(cell.p50_ms)} … {numbers.milliseconds(cell.p99_ms)}"
         parts.append(svg.text(x(cell.p99_ms) + 10, middle + 4.5, words, "small"))
@@ -112,8 +122,7 @@ def _rates(cells: Sequence[LoadCell], look: Mapping[str, str], unit: str) -> str
     high = max((cell.requests_per_s for cell in cells), default=1.0)
     x = svg.Scale(low=0, high=high * 1.02, start=_LEFT, stop=_RIGHT)
     parts = _frame(cells, x, unit, numbers.grouped)
-    for place, cell in enumerate(_ordered(cells)):
-        middle = _TOP + _ROW * (place + 0.5)
+    for cell, middle in _placed(cells):
         words = f"{numbers.grouped(cell.requests_per_s)}/s"
         width = x(cell.requests_per_s) - _LEFT
         parts.append(svg.rect(_LEFT, middle - 9, width, 18, look[cell.server], tip=words))
@@ -127,25 +136,23 @@ def _frame(cells: Sequence[LoadCell], x: svg.Scale, unit: str, say: Any) -> list
     for tick in svg.ticks(0, x.high, about=7):
         parts.append(svg.line(x(tick), _TOP, x(tick), _bottom(cells), "rule"))
         parts.append(svg.text(x(tick), _bottom(cells) + 17, say(tick), "quiet small mid"))
-    for place, cell in enumerate(_ordered(cells)):
+    for cell, middle in _placed(cells):
         if cell.size != before:
-            words = f"{cell.size:g} {unit}"
-            parts.append(svg.text(0, _TOP + _ROW * (place + 0.5) + 4.5, words, "strong"))
+            parts.append(svg.text(0, middle + 4.5, f"{cell.size:g} {unit}", "strong"))
             before = cell.size
     return parts
 
 
 def _bottom(cells: Sequence[LoadCell]) -> float:
-    return _TOP + _ROW * len(cells)
+    return _TOP + _ROW * len(cells) + _APART * max(len({cell.size for cell in cells}) - 1, 0)
 
 
-def _row(cell: LoadCell) -> tuple[str, ...]:
-    p95 = "" if cell.p95_ms is None else numbers.milliseconds(cell.p95_ms)
+def _row(cell: LoadCell, knows_p95: bool) -> tuple[str, ...]:
     return (
         cell.server,
         f"{cell.size:g}",
         numbers.milliseconds(cell.p50_ms),
-        p95,
+        *([numbers.milliseconds(cell.p95_ms)] if knows_p95 else []),
         numbers.milliseconds(cell.p99_ms),
         numbers.grouped(cell.requests_per_s),
         str(cell.errors),

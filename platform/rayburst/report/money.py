@@ -59,10 +59,12 @@ def money_table(statement: Statement) -> str:
     lines = [row("th", head)]
     for one in statement.rows:
         parts = [_cell(one.usd_by_purpose.get(p)) for p in shown]
-        lines.append(row("td", [escape(one.key), str(one.usd), f"{one.node_hours:,.2f}", *parts]))
+        lines.append(
+            row("td", [escape(one.key), f"${one.usd:,}", f"{one.node_hours:,.2f}", *parts])
+        )
     hours = sum(one.node_hours for one in statement.rows)
     sums = [_cell(statement.usd_by_purpose.get(p)) for p in shown]
-    lines.append(row("td", ["total", str(statement.usd), f"{hours:,.2f}", *sums], cls="total"))
+    lines.append(row("td", ["total", f"${statement.usd:,}", f"{hours:,.2f}", *sums], cls="total"))
     return svg.el("table", *lines)
 
 

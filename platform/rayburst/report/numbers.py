@@ -25,9 +25,14 @@ def seconds(value: float | None) -> str:
     if whole < 120:
         return f"{whole} s"
     if whole < 7200:
-        return f"{whole // 60} min {whole % 60} s"
-    minutes = round(value / 60)
-    return f"{minutes // 60} h {minutes % 60} min"
+        return _two(whole, "min", "s")
+    return _two(round(value / 60), "h", "min")
+
+
+def _two(small: int, big_unit: str, small_unit: str) -> str:
+    """So many of the smaller unit, sixty to the bigger one; no zero of the smaller is said."""
+    big, rest = divmod(small, 60)
+    return f"{big} {big_unit}" + (f" {rest} {small_unit}" if rest else "")
 
 
 def clock(value_s: float) -> str:

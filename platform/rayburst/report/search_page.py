@@ -42,7 +42,7 @@ def search_page(found: Found, *, value: str) -> str:
             *(
                 section(
                     f"By {name}",
-                    f"The last {value} of each trial that counts; darker came further.",
+                    f"The last {value} of each trial that counts; stronger came further.",
                     _by_setting(found, name),
                 )
                 for name in names
@@ -80,7 +80,7 @@ def _legend() -> str:
             (sample(svg.path([(1, 7), (19, 7)], "line")), "best"),
             (sample(_thin([(1, 7), (19, 7)], "ink")), "came to the end"),
             (sample(_thin([(1, 7), (19, 7)], "grey")), "stopped"),
-            (sample(svg.line(10, 1, 10, 13, "level")), "compared"),
+            (sample(svg.line(1, 7, 19, 7, "level")), "compared"),
         ]
     )
 
@@ -120,9 +120,10 @@ def _curve(one: Tried, x: svg.Scale, y: svg.Scale, *, is_best: bool) -> list[str
     colour = "grey" if one.standing.state == "stopped" else "ink"
     drawn = svg.path(points, "line") if is_best else _thin(points, colour, tip)
     ends = svg.el("circle", cls="dots", cx=points[-1][0], cy=points[-1][1], r=3.6, tip=tip)
-    words = f"{one.number}" if is_best or one.standing.state == "done" else ""
-    label = svg.text(points[-1][0] + 8, points[-1][1] + 4.5, words, "strong under")
-    return [drawn, ends, *([label] if words else [])]
+    if not is_best:  # the others' names are in their tips: at the end they lie on each other
+        return [drawn, ends]
+    words = f"trial {one.number}"
+    return [drawn, ends, svg.text(points[-1][0] + 8, points[-1][1] + 4.5, words, "strong under")]
 
 
 def _scale(values: Sequence[float]) -> svg.Scale:

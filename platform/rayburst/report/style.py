@@ -69,8 +69,9 @@ p{margin:0}
 .figure{padding:14px 20px 16px 0}
 .figure+.figure{border-left:1px solid var(--rule);padding-left:20px}
 .figure h3{margin:0;font-size:14px;font-weight:600;color:var(--quiet)}
-.figure .value{font-size:36px;font-weight:680;line-height:1.25;letter-spacing:-.02em}
-.figure .unit{font-size:16px;font-weight:500;letter-spacing:0;margin-left:6px;color:var(--quiet)}
+.figure .value{font-size:36px;font-weight:680;line-height:1.25;letter-spacing:-.02em;
+ display:flex;flex-wrap:wrap;align-items:baseline;column-gap:6px}
+.figure .unit{font-size:16px;font-weight:500;letter-spacing:0;color:var(--quiet)}
 .figure .note{font-size:14px;line-height:1.45;color:var(--quiet)}
 .figure .note b{color:var(--ink);font-weight:600}
 section{margin-top:38px}
@@ -114,7 +115,7 @@ svg .level{stroke:var(--quiet);stroke-width:1.3;stroke-dasharray:7 4}
 @media screen and (max-width:820px){.figures{grid-template-columns:1fr 1fr}
  .two{grid-template-columns:1fr}.figure:nth-child(3){border-left:0;padding-left:0}}
 @page{size:A4 landscape;margin:12mm}
-@media print{:root{--paper:#fff}body{max-width:none;padding:0;zoom:.9}
+@media print{:root{--paper:#fff}body{max-width:none;padding:0;zoom:.85}section{margin-top:24px}
  section,.figures{break-inside:avoid}h2,section>.quiet,.legend{break-after:avoid}}
 """
 

@@ -14,7 +14,10 @@ from html import escape
 Attribute = str | float | int | None
 
 # Steps that read well on a clock, in seconds.
-_CLOCK_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400)
+_CLOCK_STEPS = (
+    *(1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400),
+    *(86400 * days for days in (2, 7, 14, 28, 91)),
+)
 
 
 def number(value: float) -> str:

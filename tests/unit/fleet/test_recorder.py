@@ -19,7 +19,8 @@ from rayburst.fleet.packing import LabelRule, Request
 from rayburst.fleet.planner import plan_fleet
 from rayburst.fleet.recorder import EVERY_S, Recorder, Tick, earlier, read_ticks, replanned, said
 from rayburst.fleet.spec import Market
-from rayburst.fleet.view import Demand
+from rayburst.fleet.supply import Supply
+from rayburst.fleet.view import Demand, FleetView, NodeState, NodeView
 
 POLICY = DeadlinePolicy(tables=8)
 POOLS = [
@@ -94,3 +95,21 @@ def test_a_line_that_was_cut_off_is_left_out_and_anything_else_is_refused(tmp_pa
     file.write_text('{"view": 1}\n')
     with pytest.raises(DataError, match=r"line 1 is no tick.*ticks\.jsonl of a fleet"):
         list(read_ticks(file))
+
+
+def test_hosts_on_their_way_come_in_the_order_of_the_grant() -> None:
+    names = [f"spot-{letter}" for letter in "fbdaec"]
+    pools = [pool(name, Market.SPOT, 0.9, domain="a") for name in names]
+    nodes = [
+        NodeView(
+            host=f"{name}-1",
+            pool=name,
+            state=NodeState.LAUNCHING,
+            total={"CPU": 1.0},
+            available={"CPU": 1.0},
+        )
+        for name in names
+    ]
+    supply = Supply(FleetView(now=0.0, idle_timeout_s=60.0, pools=pools, nodes=nodes))
+    supply.keep("j", dict.fromkeys(names, 1))
+    assert list(supply.holds("j")) == names, "not one that differs from process to process"

@@ -70,7 +70,7 @@ def test_its_numbers_are_those_of_the_statement(story):
     html = story.html()
     assert f"${story.statement.usd:,.2f}" in html and "at least" in html
     for row in story.statement.rows:
-        assert f"<td>{row.key}</td><td>{row.usd}</td>" in html
+        assert f"<td>{row.key}</td><td>${row.usd:,}</td>" in html
     assert "<b>1</b> with notice" in html and "<b>1</b> without" in html
     assert "have no known price" in html
 
