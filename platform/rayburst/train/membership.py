@@ -294,7 +294,10 @@ class Membership:
             self._tie.link.stop()
 
     def _arrive(self, tie: _Tie, step: int | None) -> Plan:
-        arrival = Arrival(step=step, generation=self._generation, address=tie.group.address)
+        group = tie.group
+        arrival = Arrival(
+            step=step, generation=self._generation, address=group.address, store=group.store
+        )
         try:
             plan = tie.link.arrive(arrival)
         except PeerLostError as error:

@@ -11,7 +11,7 @@ PULSE = Pulse(address=("h", 1))
 
 
 def arrival(step: int = 3) -> Arrival:
-    return Arrival(step=step, generation=1, address=("h", 1))
+    return Arrival(step=step, generation=1, address=("h", 1), store=("h", 2))
 
 
 def run(case: Coroutine[Any, Any, None]) -> None:

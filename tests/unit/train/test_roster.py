@@ -8,7 +8,7 @@ from rayburst.train.inplace.roster import Decision, Local, Worker, decide, is_du
 
 
 def here(step: int | None = 7) -> Arrival:
-    return Arrival(step=step, generation=1, address=("h", 1))
+    return Arrival(step=step, generation=1, address=("h", 1), store=("h", 2))
 
 
 def worker(name: str, **fields: object) -> Worker:
@@ -112,7 +112,10 @@ ONE = Local(rank=0, world=1, node_rank=0)
 def planned(order: str, **steps: int | None) -> dict[str, object]:
     made = plans(
         list(order),
-        {name: Arrival(step=step, generation=1, address=(name, 5)) for name, step in steps.items()},
+        {
+            name: Arrival(step=step, generation=1, address=(name, 5), store=(name, 6))
+            for name, step in steps.items()
+        },
         dict.fromkeys(order, ONE),
         number=4,
         generation=2,
@@ -124,7 +127,7 @@ def planned(order: str, **steps: int | None) -> dict[str, object]:
 def test_state_comes_from_the_rank_that_is_furthest() -> None:
     made = planned("abc", a=6, b=7, c=None)
     assert {p.source for p in made.values()} == {1}  # type: ignore[attr-defined]
-    assert {p.seat.store for p in made.values()} == {("a", 5)}  # type: ignore[attr-defined]
+    assert {p.seat.store for p in made.values()} == {("a", 6)}  # type: ignore[attr-defined]
     assert [p.seat.rank for p in made.values()] == [0, 1, 2]  # type: ignore[attr-defined]
 
 

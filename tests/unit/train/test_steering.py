@@ -39,7 +39,9 @@ class Cluster:
 
     def arrive(self, *names: str, step: int | None = 7, generation: int = 1) -> None:
         for name in names:
-            self.arrivals[name] = Arrival(step=step, generation=generation, address=(name, 1))
+            self.arrivals[name] = Arrival(
+                step=step, generation=generation, address=(name, 1), store=(name, 2)
+            )
 
     def look(self) -> Outcome:
         self.now += 1

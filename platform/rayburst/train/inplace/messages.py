@@ -31,8 +31,8 @@ QUIET = Call(number=0, kind="none", reason="")
 class Pulse:
     """What a member tells with each heartbeat.
 
-    `address`: a port that it listens on. `step_s`: how long its last step took. `leave_s`: what it
-    needs to save and leave. `saves_first`: it saves before each change.
+    `address`: a port that answers as long as it lives. `step_s`: how long its last step took.
+    `leave_s`: what it needs to save and leave. `saves_first`: it saves before each change.
     """
 
     address: tuple[str, int]
@@ -44,22 +44,27 @@ class Pulse:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arrival:
     """A member waits for a plan. `step`: steps in the whole state it holds, None without one.
-    `generation`: of the group it comes from.
+    `generation`: of the group it comes from. `address`: as in Pulse. `store`: host and port of the
+    store that it lends if it becomes rank 0.
     """
 
     step: int | None
     generation: int
     address: tuple[str, int]
+    store: tuple[str, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seat:
-    """A rank of one generation of the group; `store` is the host and port of rank 0's store."""
+    """A rank of one generation of the group; `store` is the host and port of rank 0's store,
+    `address` a port that answers as long as rank 0 lives.
+    """
 
     generation: int
     rank: int
     world: int
     store: tuple[str, int]
+    address: tuple[str, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,11 +1,13 @@
 """torch's default process group, broken and built again with other members.
 
     group = ProcessGroup(host="10.0.0.7", timeout_s=300)
-    group.build(Seat(generation=3, rank=1, world=2, store=("10.0.0.5", 4711)), is_stale=...)
+    group.build(Seat(generation=3, rank=1, world=2, store=..., address=...), is_stale=...)
     group.abort()       # from any thread: a rank that waits in a collective is set free
 
 Each process lends a TCPStore that lives as long as itself, so that no port is chosen twice; rank
-0's is used. `is_stale` is asked while ranks wait for each other: a peer that dies while the group
+0's is used. Whether a process lives is asked at a port of its own: a store looks up the name of
+whoever connects, which takes it seconds where the name server is slow, and all others wait.
+`is_stale` is asked while ranks wait for each other: a peer that dies while the group
 is built must not hold the rest.
 
 NCCL's communicators can be aborted. gloo's `abort` leaves a rank that waits where it is, and its
@@ -20,11 +22,13 @@ import contextlib
 import os
 import socket
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -41,6 +45,8 @@ _BUILD_TIMEOUT = timedelta(seconds=20)
 _MEET_PAUSE_S = 0.01
 _CONNECT_TIMEOUT = timedelta(seconds=5)
 _ANSWER_S = 2.0
+_WAITING_AT_THE_DOOR = 1024
+"""A process that is stopped or busy lives all the same."""
 
 
 class ProcessGroup:
@@ -48,10 +54,10 @@ class ProcessGroup:
 
     def __init__(self, *, host: str, timeout_s: float) -> None:
         self._timeout = timedelta(seconds=timeout_s)
-        self._store = TCPStore(
-            host, 0, is_master=True, wait_for_workers=False, timeout=_BUILD_TIMEOUT
-        )
-        self.address: tuple[str, int] = (host, self._store.port)
+        self._store = _store(host)
+        self.store: tuple[str, int] = (host, self._store.port)
+        self._door = _door()
+        self.address: tuple[str, int] = (host, self._door.getsockname()[1])
         self._sockets: dict[int, int] = {}  # inode -> file descriptor
         self._ports: set[int] = set()  # that gloo listens on, of all ranks
         self._asking: dict[int, int] = {}  # as `_sockets`: to rank 0's store, while it is built
@@ -83,7 +89,7 @@ class ProcessGroup:
         found: list[list[int]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(found, _listening(opened))
         self._ports |= {port for ports in found for port in ports}
-        self._sockets |= {i: fd for i, fd in opened.items() if _is_pair(fd, self._ports)}
+        self._sockets |= _pairs(opened, self._ports)
 
     def finish(self) -> None:
         """Wait for the collectives that were started: only then is it known whether they broke."""
@@ -98,8 +104,8 @@ class ProcessGroup:
 
     def _build(self, seat: Seat, is_stale: Callable[[], bool]) -> None:
         host, port = seat.store
-        if seat.rank != 0 and not connects(host, port, _ANSWER_S):
-            # torch would try for as long as it may; rank 0 listens as long as it lives
+        if seat.rank != 0 and not connects(*seat.address, _ANSWER_S):
+            # torch would try the store for as long as it may
             raise PeerLostError(f"rank 0 of generation {seat.generation} does not answer")
         before = set(_sockets())
         root = TCPStore(host, port, timeout=_CONNECT_TIMEOUT)
@@ -114,7 +120,7 @@ class ProcessGroup:
         store.set(f"ports-{seat.rank}", ",".join(map(str, _listening(opened))))
         _meet(store, "built", seat, is_stale)
         self._ports = {int(p) for r in range(seat.world) for p in _listed(store.get(f"ports-{r}"))}
-        self._sockets = {i: fd for i, fd in opened.items() if _is_pair(fd, self._ports)}
+        self._sockets = _pairs(opened, self._ports)
         c10d._set_pg_timeout(self._timeout)
 
     def _connect(self, store: Store, seat: Seat) -> None:
@@ -128,6 +134,39 @@ class ProcessGroup:
             world_size=seat.world,
             timeout=_BUILD_TIMEOUT,
         )
+
+
+def _store(host: str) -> TCPStore:
+    """A store that this process serves. IPv4 where that is spoken: torch listens to both, and then
+    looks names up by addresses of the form ::ffff:10.0.0.5, which no file of hosts knows.
+    """
+    served: dict[str, Any] = {"is_master": True, "wait_for_workers": False}
+    served["timeout"] = _BUILD_TIMEOUT
+    if ":" in host:
+        return TCPStore(host, 0, **served)
+    listener = socket.create_server(("", 0), backlog=_WAITING_AT_THE_DOOR)
+    port = listener.getsockname()[1]
+    return TCPStore(host, port, master_listen_fd=listener.detach(), **served)
+
+
+def _door() -> socket.socket:
+    """A port of this process that answers as long as it lives, on all its addresses."""
+    if socket.has_dualstack_ipv6():
+        door = socket.create_server(
+            ("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_WAITING_AT_THE_DOOR
+        )
+    else:
+        door = socket.create_server(("", 0), backlog=_WAITING_AT_THE_DOOR)
+    threading.Thread(target=_answer, args=[door], name="door", daemon=True).start()
+    return door
+
+
+def _answer(door: socket.socket) -> None:
+    while True:
+        try:
+            door.accept()[0].close()
+        except OSError:  # out of file descriptors: the kernel answers all the same
+            time.sleep(_MEET_PAUSE_S)
 
 
 def _backend() -> str:
@@ -210,15 +249,15 @@ def _clients(fds: dict[int, int], port: int) -> dict[int, int]:
     return found
 
 
-def _is_pair(fd: int, ports: set[int]) -> bool:
-    """Whether `fd` connects two ranks: one of its ends is a port that gloo listens on."""
-    for handle in _opened({os.fstat(fd).st_ino: fd}):
-        try:
-            ends = {handle.getsockname()[1], handle.getpeername()[1]}
-        except OSError:
-            return False
-        return bool(ends & ports)
-    return False
+def _pairs(fds: dict[int, int], ports: set[int]) -> dict[int, int]:
+    """Those that connect two ranks: one of their ends is a port that gloo listens on."""
+    found: dict[int, int] = {}
+    for inode, fd in fds.items():
+        for handle in _opened({inode: fd}):
+            with contextlib.suppress(OSError):
+                if {handle.getsockname()[1], handle.getpeername()[1]} & ports:
+                    found[inode] = fd
+    return found
 
 
 def _shut(fds: dict[int, int]) -> None:
