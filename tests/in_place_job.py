@@ -9,7 +9,9 @@ rank before its step, or in its measurement before a checkpoint (`"at": "measure
 file `fault-WHAT` there. `node` in place of `rank` names Ray's node. `poison`: a sample whose loss
 is not a number. `spread`: with FSDP2, in fast mode. `folder`: where such files are, if not in the
 storage. `env`: names of variables that workers get from the driver. `asks`: the loop has a
-collective of its own. `recovery`: another tier.
+collective of its own. `recovery`: another tier. `waits_after`: in the group that starts once this
+fault has happened, rank 1 waits at the start of its function for the file `go`, and a file `waits`
+has the id of its node.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.train
 import torch
 import torch.distributed as dist
+from dead_link import fall_silent
 from training_ranks import Case, learn
 
 from rayburst.train.inplace.roster import InPlaceOptions
@@ -94,6 +98,8 @@ class Faults:
             os.kill(os.getpid(), signal.SIGKILL)
         elif what == "hang":
             os.kill(os.getpid(), signal.SIGSTOP)
+        elif what == "unplug":
+            fall_silent()
         elif what == "slow":
             time.sleep(3)
         elif what == "memory":  # until somebody ends this process
@@ -108,7 +114,24 @@ class Faults:
             raise KeyError("the user's own mistake")
 
 
+def wait_at_the_start(config: dict[str, Any]) -> None:
+    """For the test to act while the workers of a restart come up."""
+    folder = folder_of(config)
+    is_after = (folder / f"fault-{config.get('waits_after')}").exists()
+    if not is_after or ray.train.get_context().get_world_rank() != 1:
+        return
+    waits, go = folder / "waits", folder / "go"
+    if waits.exists():
+        return
+    part = waits.with_suffix(".part")
+    part.write_text(ray.get_runtime_context().get_node_id())
+    part.rename(waits)
+    while not go.exists():
+        time.sleep(0.05)
+
+
 def train(config: dict[str, Any]) -> None:
+    wait_at_the_start(config)
     hurry = folder_of(config) / "hurry"
     faults = Faults(config)
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
+from dead_link import fall_silent
 from training_ranks import Case, learn
 
 from rayburst.checkpoint.store import ObjectStore
@@ -48,24 +49,32 @@ _LIMIT_S = 240.0
 
 @dataclass(frozen=True)
 class Event:
-    """Once some member has finished `step`: `cut` members by rank, `stop` them (they hang), give
-    them `notice`, or `join` more of them. Within the change to `generation` a member dies at its
-    rank: `build`: before the others know that it is there, `connect`: when they wait for it.
+    """Once some member has finished `step`: `cut` members by rank, `stop` them (they hang),
+    `unplug` them (their processes live, and nothing reaches them), give them `notice`, or `join`
+    more of them. Within the change to `generation` a member dies at its rank: `build`: before the
+    others know that it is there, `connect`: when they wait for it.
     """
 
-    what: Literal["cut", "stop", "notice", "join", "build", "connect"]
+    what: Literal["cut", "stop", "unplug", "notice", "join", "build", "connect"]
     step: int = 0
     ranks: tuple[int, ...] = (0,)
     generation: int = 0
 
 
 class PipeBoard:
-    """A member's way to the rendezvous: one pipe for heartbeats, one for arrivals."""
+    """A member's way to the rendezvous: one pipe for heartbeats, one for arrivals.
 
-    def __init__(self, pipes: tuple[Connection, Connection]) -> None:
+    Once the file `unplugged` is there nothing reaches this process any more.
+    """
+
+    def __init__(self, pipes: tuple[Connection, Connection], unplugged: Path) -> None:
         self._watching, self._arriving = pipes
+        self._unplugged = unplugged
 
     def watch(self, member: str, seen: int, pulse: Pulse) -> Call:
+        if self._unplugged.exists():
+            fall_silent()
+            threading.Event().wait()
         return _ask(self._watching, "watch", member, seen, pulse)  # type: ignore[no-any-return]
 
     def arrive(self, member: str, arrival: Arrival) -> Plan:
@@ -103,6 +112,10 @@ class DyingGroup(ProcessGroup):
                 os._exit(9)
 
 
+def unplugged(folder: Path, name: str) -> Path:
+    return folder / f"unplugged-{name}"
+
+
 def leave(reason: str) -> NoReturn:
     os._exit(LEFT)
 
@@ -124,7 +137,7 @@ def member(table: Words, name: str, pipes: tuple[Connection, Connection]) -> Non
 
     membership = Membership.of_group(
         Place(rank=0, world=1, host=name),
-        PipeBoard(pipes),
+        PipeBoard(pipes, unplugged(folder, name)),
         name,
         group=group,
         adopt=adopt,
@@ -275,6 +288,8 @@ class Table(Words):
                     self.processes[name].kill()
                 elif event.what == "stop":
                     os.kill(self.processes[name].pid, signal.SIGSTOP)
+                elif event.what == "unplug":
+                    unplugged(self.folder, name).touch()
                 elif event.what == "notice":
                     self.draining[name] = time.time() + 0.3
             if event.what == "join":

@@ -77,6 +77,20 @@ def test_a_worker_that_hangs_is_ended_and_the_others_go_on(
     assert "hung for 3 s" in table.lost["m1"]
 
 
+def test_a_dead_link_is_told_from_a_dead_process_and_holds_nobody(
+    tmp_path: Path, expected: set[str]
+) -> None:
+    """No connection ends: the others would wait in their collective for as long as torch may."""
+    events = [Event("unplug", 3, (1,)), Event("cut", 8, (1,))]
+    table = Table(case=Case(), folder=tmp_path, events=events)
+    log = table.play(world=3)
+    assert weights_of(log) == expected
+    assert table.told == ["unplug", "cut"]
+    assert list(table.lost) == ["m1", "m2"]
+    assert table.lost["m1"].endswith("was lost: its port does not answer")
+    assert table.lost["m2"].endswith("was lost: its process ended")
+
+
 def test_a_straggler_is_named_and_keeps_its_place(tmp_path: Path) -> None:
     table = Table(case=Case(options=FAST), folder=tmp_path, events=[], slow_s={"m1": 0.3})
     log = table.play(world=3)

@@ -169,3 +169,21 @@ def test_a_process_that_hangs_is_ended_and_replaced(
     (tmp_path / "hurry").touch()
     assert job.wait() == 0, job.output
     assert weights_of(run.records("end")) == expected
+
+
+@pytest.mark.soak
+def test_a_worker_whose_link_is_dead_holds_nobody(
+    nodes: Nodes, start: Callable[..., Job], tmp_path: Path, expected: set[str]
+) -> None:
+    """Its process lives and no connection ends: it is silent, and so is its port."""
+    nodes.ensure(2)
+    faults = [{"rank": 1, "step": 5, "what": "unplug"}]
+    job = start(JOB, job_config(tmp_path, faults=faults))
+    run = Run(f"{tmp_path}/r", job)
+    shrunk = run.wait("change", rank=0, world=1)[0]
+    assert (tmp_path / "fault-unplug").exists()
+    assert "its port does not answer" in shrunk["reason"]
+    run.wait("change", rank=0, world=2)
+    (tmp_path / "hurry").touch()
+    assert job.wait() == 0, job.output
+    assert weights_of(run.records("end")) == expected
