@@ -29,11 +29,9 @@ limits: {{idle_timeout: 4s, drain: 10s, join: {join}}}
 software: {{python: {python}}}
 head: {{ssh: {{host: {head}, user: root, key: ~/.ssh/fleet, known_hosts: ~/.ssh/fleet_hosts}}}}
 pools:
-"""
-_LOOK = """
-tail -n 25 ~/.rayburst/lab/logs/*.log; . ~/.rayburst/lab/env
-ray list nodes --limit 20 2>&1 | tail -n 25
-grep -h -i "dead\\|drain\\|fail" /tmp/ray/session_latest/logs/gcs_server.out | tail -n 15
+  - {{name: rack, kind: ssh, market: on-prem, shape: {{cpus: 1, memory: 1GiB}}, price: 0.01 USD/h,
+     hosts: {{max: 1}}, ssh: {{hosts: [{rack}], user: root, key: ~/.ssh/fleet,
+     known_hosts: ~/.ssh/fleet_hosts}}}}
 """
 ENV = ". ~/.rayburst/lab/env; "
 
@@ -53,20 +51,21 @@ def _pool_of(instance: Any) -> str:
 
 
 class CloudCluster:
-    """A head in the box of `cloud`, brought up by `ray up`, and work for it."""
+    """A head and one machine on-prem in the box of `cloud`, brought up by `ray up`, and work."""
 
     def __init__(self, cloud: Cloud, pools: str, shared: Path, *, join: str = "60s") -> None:
         self.cloud = cloud
         self.peak: Counter[str] = Counter()
         self._works: dict[str, Path] = {}  # the newest folder of each work
         self.shared = shared  # a folder that every host sees
-        self.at = BoxCluster(cloud.box, racks=0)
+        self.at = BoxCluster(cloud.box, racks=1)
         keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
         cloud.image.update({key: self.at.store.environment()[key] for key in keys})
         text = (HEAD_AND_LIMITS + pools).format(
             endpoint=self.at.store.endpoint,
             python=sys.executable,
             head=self.at.hosts["head"].address,
+            rack=self.at.hosts["rack-1"].address,
             join=join,
         )
         self._followed = cloud.ec2.called
@@ -74,6 +73,15 @@ class CloudCluster:
         self.at.put("laptop", "~/lab.yaml", text)
         self.at.laptop("rayburst fleet render lab.yaml --to ray-up > lab.ray.yaml")
         self.at.laptop("ray up -y --no-config-cache lab.ray.yaml", timeout_s=180)
+        self.at.tunnel()
+
+    def down(self) -> None:
+        """`ray down`; nothing of the cluster is left anywhere."""
+        self.at.laptop("ray down -y lab.ray.yaml", timeout_s=120)
+        for host in ("head", "rack-1"):
+            assert self.at.processes_on(host) == []
+            assert "lease.json" not in self.at.on(host, "ls -A ~/.rayburst")
+        assert self.cloud.instances() == []
 
     def _called(self) -> None:
         self._count()
@@ -177,7 +185,7 @@ class CloudCluster:
         """A failure inside of this carries the ends of the logs that say why."""
         try:
             yield
-        except AssertionError as error:
+        except Exception as error:
             error.add_note(self._logs())
             raise
 
@@ -187,7 +195,7 @@ class CloudCluster:
         return [at for call, at in calls if call == "CreateFleet"]
 
     def _logs(self) -> str:
-        told = self.at.on("head", _LOOK)
+        told = self.at.logs()
         for file in sorted(self.shared.glob("*/said")):
             told += f"\n--- {file.parent.name}\n" + file.read_text(errors="replace")[-2000:]
         for file in sorted(self.cloud.box.folder.glob("*.user-data.log")):

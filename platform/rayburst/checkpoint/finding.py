@@ -24,6 +24,8 @@ _LOOK_INTO = 50
 def open_with_checkpoints(uri: str, call: str, *, or_packs: bool = False) -> ObjectStore:
     """The store at `uri`, which holds a committed checkpoint; with `or_packs`, anything of one.
 
+    A run's folder stands for the `checkpoints` in it: that is what a job says it saves to.
+
     `call` is what the user typed, with {uri} in the place of the URI. CheckpointNotFoundError.
     """
     path = local_path(uri)
@@ -36,6 +38,8 @@ def open_with_checkpoints(uri: str, call: str, *, or_packs: bool = False) -> Obj
     found = store.folders()
     if (or_packs and PACKS in found) or (MANIFESTS in found and steps(store)):
         return store
+    if _USUAL in found and _OWN.isdisjoint(found):
+        return open_with_checkpoints(store.child(_USUAL).uri, call, or_packs=or_packs)
     looked = f"{store.uri}: no checkpoint here. Looked for {MANIFESTS}/<step>.json below it"
     if PACKS in found or LEASES in found:
         raise CheckpointNotFoundError(

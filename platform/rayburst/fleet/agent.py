@@ -18,7 +18,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rayburst.checkpoint.store import ObjectStore
@@ -29,7 +29,7 @@ from rayburst.fleet.deadline import DeadlinePolicy
 from rayburst.fleet.decisions import DecisionLog
 from rayburst.fleet.desk import Desk
 from rayburst.fleet.events import IMPATIENT, EventLog, NodeEvent
-from rayburst.fleet.failures import read_failures, record_failure, recovered
+from rayburst.fleet.failures import Failures, read_failures, record_failure, recovered
 from rayburst.fleet.farewells import Farewells
 from rayburst.fleet.files import write_atomically
 from rayburst.fleet.layout import FleetDir
@@ -41,7 +41,7 @@ from rayburst.fleet.observer import (
     served_at,
     stillborn,
 )
-from rayburst.fleet.openings import Opening, write_openings
+from rayburst.fleet.openings import Opening, newest, write_openings
 from rayburst.fleet.outlook import Outlook
 from rayburst.fleet.packing import RequestKind
 from rayburst.fleet.planner import plan_fleet
@@ -103,12 +103,15 @@ class Agent:
         now = self._clock()
         ray = self._observe()
         hosts = self._hosts()
-        if ray is not None and (self._hear(hosts) | self._tag(hosts, ray, now)):
+        if ray is not None and self._hear(hosts):
+            hosts = self._hosts()
+        if ray is not None and self._tag(hosts, ray, now):
             hosts = self._hosts()
         self._journal(hosts)
-        plan = self._plan(hosts, ray, now) if ray is not None else None
+        failures = read_failures(self._fleet)
+        plan = self._plan(hosts, ray, failures, now) if ray is not None else None
         if plan is not None and ray is not None:
-            self._write_caps(plan, hosts)
+            self._write_caps(plan, hosts, failures)
             self._release(plan, ray, now)
             self._drain(plan, now)
             self._carry_out(hosts, ray, now)
@@ -179,7 +182,9 @@ class Agent:
                 # a host whose first process died alone may have left others behind
                 self._terminate(host.id, host.gone_why)
 
-    def _plan(self, hosts: list[Host], ray: RayView, now: float) -> Plan | None:
+    def _plan(
+        self, hosts: list[Host], ray: RayView, failures: Mapping[str, Failures], now: float
+    ) -> Plan | None:
         from ray.exceptions import RpcError
 
         prices = {host.id: host.price_usd_per_hour for host in hosts if host.lives}
@@ -191,7 +196,7 @@ class Agent:
         except RpcError as error:
             _LOG.warning("Ray's head does not say which jobs there are: %s", error)
             return None
-        view = self._view(hosts, ray, now)
+        view = self._view(hosts, ray, failures, now)
         span_any = self._spec.span == "any"
         plan = plan_fleet(view, demand, policy=self._policy, span_any=span_any)
         self._recorder.note(Tick(view=view, demand=demand, plan=plan, span_any=span_any))
@@ -205,8 +210,9 @@ class Agent:
             return None
         return plan
 
-    def _view(self, hosts: list[Host], ray: RayView, now: float) -> FleetView:
-        failures = read_failures(self._fleet)
+    def _view(
+        self, hosts: list[Host], ray: RayView, failures: Mapping[str, Failures], now: float
+    ) -> FleetView:
         failed_at = {pool: failed.at[-1] for pool, failed in failures.items()}
         view = fleet_view(
             self._spec,
@@ -224,12 +230,12 @@ class Agent:
         self._outlook.observe(now, down, {pool.name: has[pool.name] for pool in view.pools})
         return view
 
-    def _write_caps(self, plan: Plan, hosts: list[Host]) -> None:
+    def _write_caps(self, plan: Plan, hosts: list[Host], failures: Mapping[str, Failures]) -> None:
         seen: dict[str, list[str]] = {name: [] for name in plan.caps}
         for host in hosts:
             seen[host.pool].append(host.id)
         openings = {
-            name: Opening(more=caps.more, seen=tuple(seen[name]))
+            name: Opening(more=caps.more, seen=tuple(seen[name]), failed_at=newest(failures, name))
             for name, caps in plan.caps.items()
         }
         if openings != self._openings:

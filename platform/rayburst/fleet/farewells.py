@@ -1,9 +1,9 @@
 """Notices of hosts on other machines: heard by the agent, and carried out where nobody else does.
 
-A host's own watcher leaves its notice in Ray's key-value store and drains its node (`node`). This
-puts such notices on the host's record, and drains and ends hosts that the planner sends away: those
-machines do not know of it. A machine that does not join in time is ended too: a failed launch.
-Process hosts do all of that for themselves and are left alone.
+A host's own watcher leaves its notice in Ray's key-value store, drains its node and leaves when Ray
+took that (`node`). This puts both on the host's record, and drains and ends hosts that the planner
+sends away: those machines do not know of it. A machine that does not join in time is ended too: a
+failed launch. Process hosts do all of that for themselves and are left alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from rayburst.fleet._ray_hooks import Gcs, RayNodeStatus, RayView
 from rayburst.fleet.observer import DRAINING_TAG
 from rayburst.fleet.pools.base import GIVEN_BACK, UP_TAG, Host, Notice, Pool
-from rayburst.fleet.pools.luggage import notice_key
+from rayburst.fleet.pools.luggage import drained_key, notice_key
 from rayburst.fleet.spec import FleetSpec
 
 _LAST_WORDS_S = 5.0
@@ -43,16 +43,17 @@ class Farewells:
 
     def hear(self, hosts: Sequence[Host]) -> bool:
         """Put on record what hosts' watchers told; whether there was any. Raises RpcError."""
-        waiting = {
-            notice_key(host.id): host
-            for host in hosts
-            if host.pool in self._far and host.lives and host.notice is None
-        }
-        found = self._gcs.read(waiting)
-        for key, body in found.items():
-            host = waiting[key]
-            _LOG.info("%s has notice: %s", host.id, body.decode())
+        far = [host for host in hosts if host.pool in self._far and host.lives]
+        waiting = {notice_key(host.id): host for host in far if host.notice is None}
+        serving = {drained_key(host.id): host for host in far if DRAINING_TAG not in host.tags}
+        found = self._gcs.read([*waiting, *serving])
+        for key in waiting.keys() & found.keys():
+            host, body = waiting[key], found[key].decode()
+            _LOG.info("%s has notice: %s", host.id, body)
             self._pools[host.pool].notify(host.id, Notice(**json.loads(body)))
+        for key in serving.keys() & found.keys():
+            host = serving[key]
+            self._pools[host.pool].tag(host.id, {DRAINING_TAG: found[key].decode()})
         return bool(found)
 
     def carry_out(self, hosts: Sequence[Host], ray: RayView, now: float) -> None:
@@ -82,9 +83,13 @@ class Farewells:
                 self._drain(node.node_id, host, notice)
 
     def _drain(self, node_id: str, host: Host, notice: Notice) -> None:
-        """Drain a node, and put on record when: Ray itself tells that at the next look."""
+        """Drain a node whose watcher has not done so since this round began; put on record when."""
+        key, is_new = drained_key(host.id), DRAINING_TAG not in host.tags
+        if is_new and (told := self._gcs.read([key])):
+            self._pools[host.pool].tag(host.id, {DRAINING_TAG: told[key].decode()})
+            return
         done = self._gcs.drain(node_id, why=notice.why, deadline=notice.deadline, idle=False)
-        if done and DRAINING_TAG not in host.tags:
+        if done and is_new:
             self._pools[host.pool].tag(host.id, {DRAINING_TAG: str(self._clock())})
 
     def _bury(self, node_id: str, host: Host) -> None:
@@ -99,4 +104,5 @@ class Farewells:
     def forget(self, host: Host) -> None:
         """Take what a host's watcher told out of the store. Raises RpcError."""
         if host.pool in self._far:
-            self._gcs.delete(notice_key(host.id))
+            for key in (notice_key(host.id), drained_key(host.id)):
+                self._gcs.delete(key)

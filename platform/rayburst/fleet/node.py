@@ -5,8 +5,8 @@
 FOLDER holds `node.json` (NodeOrders) and Ray's `token`; `pools.luggage` makes both. When this
 process ends the host is no node any more: why is left in FOLDER/ended, for whoever looks. A notice
 is told to the agent (in Ray's key-value store) and becomes Ray's drain with the notice's own
-deadline. At the deadline of a machine that its owner takes, every process of the host is killed;
-EC2 takes its instances itself.
+deadline; when Ray took that is told too. At the deadline of a machine that its owner takes, every
+process of the host is killed; EC2 takes its instances itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rayburst.fleet import processes
 from rayburst.fleet.files import create_once, read_json
 from rayburst.fleet.interruptions import ImdsNoticeSource, NoticeSource, OwnerNoticeSource, Watcher
 from rayburst.fleet.pools.base import GIVEN_BACK, Notice
-from rayburst.fleet.pools.luggage import IMDS, NodeOrders, notice_key
+from rayburst.fleet.pools.luggage import IMDS, NodeOrders, drained_key, notice_key
 from rayburst.fleet.spec import Shape
 
 if TYPE_CHECKING:
@@ -86,17 +86,22 @@ def _source(orders: NodeOrders) -> NoticeSource:
 
 
 def _tell(gcs: Gcs, host: str, notice: Notice) -> bool:
-    """Tell the agent, then Ray. The agent's word comes first, so that the drain has its reason."""
+    """Tell the agent, then Ray, then the agent when Ray took it.
+
+    The agent's word comes first, so that the drain has its reason.
+    """
     from ray.exceptions import RpcError
 
     from rayburst.fleet._ray_hooks import drain_host
 
     try:
         gcs.write(notice_key(host), json.dumps(asdict(notice)).encode())
+        done = drain_host(gcs, host, notice)
+        if done:
+            gcs.write(drained_key(host), str(time.time()).encode())
     except RpcError as error:
         _LOG.warning("the head does not take the notice: %s", error)
         return False
-    done = drain_host(gcs, host, notice)
     _LOG.info("notice %r until %.1f: drain %s", notice.why, notice.deadline, done)
     return done
 

@@ -1,15 +1,18 @@
-"""EC2 instances join a real Ray cluster, are warned over IMDS, replaced and given back."""
+"""EC2 instances join a cluster of `ray up`, are warned over IMDS, replaced and given back."""
 
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from cloud_cluster import ACTORS, CloudCluster, ec2_pool
 from support import wait_for
@@ -18,14 +21,15 @@ from rayburst.dev.cloud.box import why_not
 from rayburst.dev.cloud.cloud import Cloud, Instance
 from rayburst.dev.cloud.market import ANY
 from rayburst.fleet.pools.base import pool_of
-from rayburst.fleet.pools.ec2_instances import host_id
 
 pytestmark = [
     pytest.mark.timeout(400),
     pytest.mark.skipif(why_not() is not None, reason=f"no box here: {why_not()}"),
+    pytest.mark.skipif(shutil.which("rsync") is None, reason="`ray up` needs rsync"),
 ]
 A, B = "us-east-1a", "us-east-1b"
 JOIN_S = 40
+TICK_S = 1.0
 LOG = logging.getLogger(__name__)
 SPOT = "ray.io/market-type=spot"
 
@@ -38,7 +42,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudCluster]:
             pools = ec2_pool(cloud, "spot-a", A, price=0.03) + ec2_pool(
                 cloud, "spot-b", B, price=0.04
             )
-            yield CloudCluster(cloud, pools, shared, join=f"{JOIN_S}s")
+            cluster = CloudCluster(cloud, pools, shared, join=f"{JOIN_S}s")
+            yield cluster
+            cluster.down()
     finally:
         shutil.rmtree(shared)
 
@@ -63,40 +69,59 @@ def all_ended(cluster: CloudCluster) -> bool:
     return all((node, "requested") in kinds and (node, "gone") in kinds for node in nodes)
 
 
-def test_a_cloud_bursts_is_warned_moves_on_and_is_given_back(cluster: CloudCluster) -> None:
+def test_training_fills_the_rack_bursts_is_warned_and_goes_on(cluster: CloudCluster) -> None:
+    """The short form of `test_hybrid_cluster.py`."""
+    cluster.cloud.ec2.market.capacity[ANY, A, "spot"] = 0
+    run, since = f"run-{len(cluster.at.jobs)}", time.time()
     with cluster.explained():
-        burst(cluster)
+        job = cluster.at.train(run, "--workers 1:2 --steps 9000", {"span": "any"})
+        try:
+            spot = bursts(cluster, job, since=since)
+            shrinks(cluster, job, spot)
+            listed = cluster.at.on_head(f"rayburst checkpoints ls $RAYBURST_STORE/runs/{run}")
+            assert re.search(r": [1-9]\d* checkpoint", " ".join(listed.split())), listed
+        finally:
+            cluster.at.asking(f"ray job stop {job}")
 
 
-def burst(cluster: CloudCluster) -> None:
+def bursts(cluster: CloudCluster, job: str, *, since: float) -> str:
+    """Machines of one's own first, then the pool of spot that has some; the spot host."""
+    trains_with(cluster, job, 2)
+    asked = [e for e in cluster.events() if e["kind"] == "requested" and e["t"] >= since]
+    assert [e["pool"] for e in sorted(asked, key=lambda e: e["t"])] == ["rack", "spot-b"]
+    refused, got = [one for one in cluster.cloud.ec2.launches if one.at >= since]
+    assert (refused.zone, refused.got, got.zone, got.got) == (A, 0, B, 1), "asked once each"
+    LOG.info("the next pool was asked %.2f s after a refusal", got.at - refused.at)
+    assert got.at - refused.at <= 2 * TICK_S
+    return next(e["node"] for e in asked if e["pool"] == "spot-b")
+
+
+def shrinks(cluster: CloudCluster, job: str, spot: str) -> None:
+    """Spot is warned, drained and taken, there is no other, and training goes on without it."""
     cloud = cluster.cloud
-    cloud.ec2.market.capacity[ANY, A, "spot"] = 0
-    earlier = len(cluster.launches())
-    cluster.work("one", 1, SPOT)
-
-    (first,) = cluster.joined("one", 1)
-    (instance,) = cloud.instances()
-    assert host_id("spot-b", instance.id) == first, "where there was capacity"
-    asked = cluster.launches()[earlier:]
-    assert len(asked) == 2, "the pool without capacity was asked once, then the next"
-    LOG.info("the next pool was asked %.2f s after a refusal", asked[1] - asked[0])
-
-    cloud.ec2.market.capacity[ANY, A, "spot"] = 2
+    cloud.ec2.market.capacity[ANY, B, "spot"] = 0
     given_at = time.time()
-    deadline = cloud.interrupt(instance.id, notice_s=25)
-    drained = wait_for(lambda: cluster.event("draining", first), what="the drain", timeout_s=30)
-    noticed = cluster.event("notice", first)
-    assert noticed is not None
-    seen, drain = noticed["t"] - given_at, drained["t"] - given_at
-    LOG.info("the notice was seen after %.2f s and drained after %.2f s", seen, drain)
-    assert abs(noticed["deadline"] - deadline) <= 1, "EC2 tells whole seconds"
+    deadline = cloud.interrupt(cluster.hosts()[spot].id, notice_s=25)
+    log = trains_with(cluster, job, 1)
+    assert re.search(r"training with 1 worker from step \d+ after .* without a step", log)
+    assert "steps again" not in log, "it had notice and lost no step"
+    noticed, drained = (cluster.event(kind, spot) for kind in ("notice", "draining"))
+    assert noticed is not None and drained is not None
+    LOG.info("the notice was drained after %.2f s", drained["t"] - given_at)
     assert drained["t"] - given_at <= 2
-
-    (second,) = cluster.joined("one", 1, apart_from={first})
-    gone = wait_for(lambda: cluster.event("gone", first), what="the end of the first")
+    assert abs(noticed["deadline"] - deadline) <= 1, "EC2 tells whole seconds"
+    gone = wait_for(lambda: cluster.event("gone", spot), what="its end")
     assert gone["why"].startswith("taken: EC2")
-    cluster.release("one")
-    assert second in cluster.ended("one")
+
+
+def trains_with(cluster: CloudCluster, job: str, workers: int) -> str:
+    """Wait until a job has told of a step with so many workers; its log."""
+
+    def told() -> str | None:
+        log = cluster.at.log_of(job)
+        return log if f"world {workers}" in log else None
+
+    return wait_for(told, what=f"{job} to train with {workers}", timeout_s=120)
 
 
 @pytest.mark.soak
@@ -154,6 +179,44 @@ def test_a_host_that_never_joins_closes_its_pool_and_is_ended(cluster: CloudClus
         assert pool_of(host) != pool_of(first), "the pool is closed for a while"
         gone = wait_for(lambda: cluster.event("gone", first), what="its end")
         assert gone["why"] == f"it did not join within {JOIN_S} s"
+
+
+@pytest.mark.soak
+def test_a_machine_on_prem_that_hangs_is_lost_and_its_work_goes_on_in_the_cloud(
+    cluster: CloudCluster,
+) -> None:
+    at = cluster.at
+    with cluster.explained():
+        cluster.work("hung", 1)
+        (rack,) = cluster.joined("hung", 1)
+        assert pool_of(rack) == "rack"
+        with hanging(cluster, "rack-1"):
+            (host,) = cluster.joined("hung", 1, apart_from={rack}, timeout_s=150)
+            assert pool_of(host) == "spot-a", "a machine that hangs is not asked again"
+            gone = wait_for(lambda: cluster.event("gone", rack), what="the end of the first")
+            assert gone["why"].startswith("lost: "), gone
+        cluster.release("hung")
+        assert host in cluster.ended("hung")
+        wait_for(
+            lambda: ("lease.json" not in at.on("rack-1", "ls -A ~/.rayburst")) or None,
+            what="the machine to be given back once it answers",
+        )
+        assert at.processes_on("rack-1") == []
+
+
+@contextmanager
+def hanging(cluster: CloudCluster, host: str) -> Iterator[None]:
+    """All processes of a machine stand still, its sshd too; what connects gets no answer."""
+    first = psutil.Process(cluster.cloud.box.pid(host))
+    stopped = first.children(recursive=True)
+    for process in stopped:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in stopped:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 @pytest.mark.soak

@@ -148,6 +148,16 @@ def test_a_place_without_checkpoints_gets_the_right_call(command: str, tmp_path:
         assert f"{words} {right} {COMMANDS[command]}".strip() in refused(command, str(wrong))
 
 
+def test_a_runs_folder_stands_for_its_checkpoints(tmp_path: Path) -> None:
+    with Checkpointer(str(tmp_path / "checkpoints")) as checkpoints:
+        checkpoints.save({"w": torch.ones(3)}, step=7)
+    (tmp_path / "tokens").mkdir()  # what else a run of `train_lm.py` keeps beside them
+    (tmp_path / "tokens" / "0").write_bytes(b"x")
+    assert "1 checkpoint" in " ".join(run("ls", str(tmp_path)).split())
+    assert "step 7" in run("show", str(tmp_path))
+    assert "whole" in run("verify", str(tmp_path), "--all")
+
+
 def test_a_first_save_under_way_is_told_from_nothing(tmp_path: Path) -> None:
     ObjectStore.open(tmp_path).put("packs/save/0-00000", b"x")
     assert "a save that is under way or was killed" in refused("ls", str(tmp_path))

@@ -13,7 +13,7 @@ from rayburst.fleet.farewells import Farewells
 from rayburst.fleet.observer import DRAINING_TAG
 from rayburst.fleet.pools.base import Notice
 from rayburst.fleet.pools.fake import FakePool
-from rayburst.fleet.pools.luggage import notice_key
+from rayburst.fleet.pools.luggage import drained_key, notice_key
 from rayburst.fleet.spec import FleetSpec
 
 SPEC = FleetSpec.parse("""\
@@ -78,6 +78,26 @@ def test_what_a_watcher_told_is_on_record_once(pools: dict[str, FakePool]) -> No
         "rack-0001": WANTED,
     }
     assert not farewells.hear(rack.hosts())
+
+
+def test_a_drain_is_on_record_with_the_moment_at_which_ray_took_it(
+    pools: dict[str, FakePool],
+) -> None:
+    head, rack = Head(), pools["rack"]
+    farewells = Farewells(SPEC, pools, head, clock=lambda: 12.9)
+    head.kept[notice_key("rack-0000")] = json.dumps(asdict(WANTED)).encode()
+    head.kept[drained_key("rack-0000")] = b"10.3"
+    assert farewells.hear(rack.hosts())
+    assert rack.hosts()[0].tags[DRAINING_TAG] == "10.3"
+    assert not farewells.hear(rack.hosts())
+
+    rack.notify("rack-0001", WANTED)
+    head.kept[drained_key("rack-0001")] = b"11.7"  # since the agent's round began
+    farewells.carry_out(rack.hosts(), ray("rack-0001"), 12.0)
+    assert rack.hosts()[1].tags[DRAINING_TAG] == "11.7"
+    assert head.drained == [], "their watchers have done it"
+    farewells.carry_out(rack.hosts(), ray("rack-0001"), 13.0)
+    assert head.drained == [("node-of-rack-0001", 70.0)], "Ray does not know of it any more"
 
 
 def test_a_host_that_is_sent_away_is_drained_and_ended_at_its_deadline(

@@ -14,7 +14,7 @@ from rayburst.fleet.backoff import FIRST_S
 from rayburst.fleet.failures import read_failures
 from rayburst.fleet.layout import FleetDir
 from rayburst.fleet.observer import fleet_view
-from rayburst.fleet.openings import Opening, write_openings
+from rayburst.fleet.openings import Opening, newest, write_openings
 from rayburst.fleet.packing import Request
 from rayburst.fleet.planner import plan_fleet
 from rayburst.fleet.pools.fake import FakePool
@@ -115,6 +115,21 @@ def test_no_more_hosts_follow_than_were_granted_however_often_it_is_asked(tmp_pa
     provider.terminate_node(host)  # gone before any plan has seen it: its opening is used up
     with pytest.raises(PoolError, match="1 host"):
         provider.create_node({}, tags("req-4"), 1)
+
+
+def test_a_pool_that_failed_is_not_asked_again_before_a_plan_has_seen_it(provider, pool, tmp_path):
+    fleet = FleetDir(tmp_path)
+    (first,) = provider.create_node({}, tags("req-1"), 1)
+    write_openings(fleet, {"rack": Opening(more=1, seen=(first,))})
+    with pytest.raises(PoolError, match="no capacity"):
+        provider.create_node({}, tags("req-2"), 1)
+    with pytest.raises(PoolError, match="no plan granted"):
+        provider.create_node({}, tags("req-3"), 1)
+    failures = read_failures(fleet)
+    assert len(failures["rack"].at) == 1, "asked once"
+    again = Opening(more=1, seen=(first,), failed_at=newest(failures, "rack"))
+    write_openings(fleet, {"rack": again})
+    assert provider.create_node({}, tags("req-4"), 1)
 
 
 def test_terminating_twice_and_the_unknown_is_no_error(provider, pool):

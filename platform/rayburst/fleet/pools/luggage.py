@@ -24,6 +24,7 @@ from rayburst.fleet.spec import FleetSpec
 
 OWNER, IMDS = "owner", "imds"
 _NOTICE = "notice/"
+_DRAINED = "drained/"
 _JOIN = """\
 export RAYBURST_SHIP=$PWD
 ( set -e
@@ -63,6 +64,11 @@ class NodeOrders:
 def notice_key(host: str) -> str:
     """Where a host's watcher leaves its notice for the agent."""
     return f"{_NOTICE}{host}"
+
+
+def drained_key(host: str) -> str:
+    """Where it leaves when Ray took the drain, in unix seconds."""
+    return f"{_DRAINED}{host}"
 
 
 def node_orders(fleet: FleetDir, host: Host, *, notices: str) -> NodeOrders:
