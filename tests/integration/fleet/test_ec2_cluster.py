@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -30,6 +31,7 @@ pytestmark = [
 A, B = "us-east-1a", "us-east-1b"
 JOIN_S = 40
 TICK_S = 1.0
+BUDGET_USD = 0.001
 LOG = logging.getLogger(__name__)
 SPOT = "ray.io/market-type=spot"
 
@@ -105,13 +107,11 @@ def shrinks(cluster: CloudCluster, job: str, spot: str) -> None:
     log = trains_with(cluster, job, 1)
     assert re.search(r"training with 1 worker from step \d+ after .* without a step", log)
     assert "steps again" not in log, "it had notice and lost no step"
-    noticed, drained = (cluster.event(kind, spot) for kind in ("notice", "draining"))
-    assert noticed is not None and drained is not None
+    told = {event["kind"]: event for event in cluster.events() if event["node"] == spot}
+    noticed, drained = told["notice"], told["draining"]
     LOG.info("the notice was drained after %.2f s", drained["t"] - given_at)
     assert drained["t"] - given_at <= 2
     assert abs(noticed["deadline"] - deadline) <= 1, "EC2 tells whole seconds"
-    gone = wait_for(lambda: cluster.event("gone", spot), what="its end")
-    assert gone["why"].startswith("taken: EC2")
 
 
 def trains_with(cluster: CloudCluster, job: str, workers: int) -> str:
@@ -187,7 +187,7 @@ def test_a_machine_on_prem_that_hangs_is_lost_and_its_work_goes_on_in_the_cloud(
 ) -> None:
     at = cluster.at
     with cluster.explained():
-        cluster.work("hung", 1)
+        cluster.work("hung", 1, script=ACTORS)
         (rack,) = cluster.joined("hung", 1)
         assert pool_of(rack) == "rack"
         with hanging(cluster, "rack-1"):
@@ -217,6 +217,36 @@ def hanging(cluster: CloudCluster, host: str) -> Iterator[None]:
         for process in stopped:
             with suppress(psutil.NoSuchProcess):
                 process.resume()
+
+
+@pytest.mark.soak
+def test_a_job_leaves_its_hosts_inside_its_budget(cluster: CloudCluster) -> None:
+    run, since = f"run-{len(cluster.at.jobs)}", time.time()
+    with cluster.explained():
+        terms = {"span": "any", "budget": f"{BUDGET_USD} USD"}
+        job = cluster.at.train(run, "--workers 1:2 --steps 9000", terms)
+        try:
+            trains_with(cluster, job, 2)
+            hosts = wait_for(
+                lambda: all_gone(cluster, since), what="a budget that is spent", timeout_s=200
+            )
+            assert {host["requested"]["pool"] for host in hosts} == {"rack", "spot-a"}
+            assert all("budget" in host["notice"]["why"] for host in hosts)
+            paid_s = [(host["gone"]["t"] - host["requested"]["t"], host) for host in hosts]
+            usd = sum(s * host["gone"]["price_usd_per_hour"] / 3600 for s, host in paid_s)
+            LOG.info("%.5f USD of %s were spent", usd, BUDGET_USD)
+            assert BUDGET_USD / 2 < usd <= BUDGET_USD
+        finally:
+            cluster.at.asking(f"ray job stop {job}")
+
+
+def all_gone(cluster: CloudCluster, since: float) -> list[dict[str, Any]] | None:
+    """The events by kind of each host that was asked for since then, once all of them are gone."""
+    found: dict[str, dict[str, Any]] = {}
+    for event in cluster.events():
+        found.setdefault(event["node"], {})[event["kind"]] = event
+    hosts = [host for host in found.values() if host["requested"]["t"] >= since]
+    return hosts if all("gone" in host for host in hosts) else None
 
 
 @pytest.mark.soak
