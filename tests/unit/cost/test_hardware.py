@@ -202,7 +202,9 @@ def test_a_model_that_fits_nowhere_is_named():
 def test_the_built_in_model_is_probed_and_the_share_is_of_a_peak_that_is_named():
     small = GPTConfig(n_layer=1, n_embd=64, n_head=2, block_size=32)
     seen = probe_gpt(small, ProbeSetup(micro_batch=4, precision="fp32", steps=2), device="cpu")
-    assert 0 < seen.utilisation < 1, "useful work is less than what the device can do"
+    # two timings of a machine that does other things too: which is greater says nothing
+    assert seen.utilisation == pytest.approx(seen.flops_per_s / seen.peak_flops)
+    assert seen.flops_per_s > 0 and seen.peak_flops > 0
     per_token = 6 * seen.parameters + 12 * 1 * 64 * 32
     assert seen.flops_per_s == pytest.approx(seen.tokens_per_s * per_token)
     assert (seen.accelerator, seen.option) == ("", ""), "no invented data sheet for a CPU"
