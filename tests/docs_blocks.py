@@ -28,7 +28,7 @@ OWN = {
 }
 
 # pages whose blocks are run against a fleet that is up; those of all others need none
-FLEET_PAGES = ("README.md", "cost.md", "operations.md", "planner.md", "sdk.md")
+FLEET_PAGES = ("README.md", "cost.md", "operations.md", "planner.md", "sdk.md", "tutorial.md")
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,13 @@ NOT_RUN = (
     NotRun("serving.md", r"^(serve run|curl|export|ray start) ", _SERVED),
     NotRun("stores.md", r"^export ", "a server elsewhere; its Python is run on a folder"),
     NotRun("training.md", r".", "parts of the loop that test_training_page.py runs, on Ray"),
+    NotRun("tutorial.md", r"^(make|source) ", "this machine has it"),
+    NotRun("tutorial.md", r"^rayburst (up|down)$", "the fixture does it, tests/e2e does as well"),
+    NotRun("tutorial.md", r"^rayburst top$", "never ends; drawn in tests/integration/cost"),
+    NotRun("tutorial.md", r"^eval ", "what `rayburst env` prints, which is run, is for a shell"),
+    NotRun("tutorial.md", r"^rayburst interrupt", "a name that a fleet gave; tests/e2e interrupts"),
+    NotRun("tutorial.md", r"^rayburst models", "on docs/models.md, which is run"),
+    NotRun("tutorial.md", r"^(serve deploy|curl) ", _SERVED),
     NotRun("tuning.md", r".", "a module of yours: tests/integration/train/test_finetune_job.py"),
 )
 

@@ -373,8 +373,8 @@ def market(
 def env(name: FleetName = None) -> None:
     """Print the environment in which Ray's own commands reach the fleet.
 
-    `eval "$(rayburst env)"`, then `ray job submit -- python jobs/train_lm.py`, `ray status`,
-    `serve status` and S3 clients work as their own documentation says.
+    `eval "$(rayburst env)"`, then `ray job submit --working-dir . -- python jobs/train_lm.py`,
+    `ray status`, `serve status` and S3 clients work as their own documentation says.
     """
     from rayburst.fleet.layout import launched_environment, user_environment
     from rayburst.sdk import find_fleet

@@ -55,7 +55,7 @@ def spend_table(parts: Sequence[NodeSpend]) -> str:
     total = summed(parts)
     whole = sum(total.values())
     head = ["", *(market for market, _ in rows), "all nodes", "share"]
-    lines = [row("th", [escape(h) for h in head])]
+    lines = [svg.el("thead", row("th", [escape(h) for h in head]))]
     for purpose, look in LOOKS.items():
         if total[purpose]:
             cells = [swatch(**look) + escape(PURPOSES[purpose])]
@@ -87,7 +87,7 @@ def cost_bars(usd: float | None, usd_if_on_demand: float | None) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A plain table of text, escaped here."""
-    lines = [row("th", [escape(h) for h in head])]
+    lines = [svg.el("thead", row("th", [escape(h) for h in head]))]
     lines += [row("td", [escape(cell) for cell in cells]) for cells in rows]
     return svg.el("table", *lines)
 

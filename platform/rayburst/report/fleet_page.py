@@ -183,7 +183,8 @@ def _nodes(story: FleetStory) -> str:
         checkpoints=(),
         interruptions=story.interruptions,
     )
-    words = "Every node from request to end; its seconds at the right."
+    named = timeline.names_fit(len({life.node for life in lives}))
+    words = "Every node from request to end" + ("; its seconds at the right." if named else ".")
     if len(story.lives) > len(lives):
         words += f" The newest {len(lives)} of {len(story.lives)}."
     markets = market_items(life.market for life in lives)

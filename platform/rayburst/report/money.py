@@ -56,7 +56,7 @@ def money_table(statement: Statement) -> str:
     """Every row's dollars in all and by purpose; the head is the legend of the bars."""
     shown = [purpose for purpose in LOOKS if statement.usd_by_purpose.get(purpose)]
     head = ["", "USD", "node-hours", *(swatch(**LOOKS[p]) + escape(p) for p in shown)]
-    lines = [row("th", head)]
+    lines = [svg.el("thead", row("th", head))]
     for one in statement.rows:
         parts = [_cell(one.usd_by_purpose.get(p)) for p in shown]
         lines.append(

@@ -115,8 +115,9 @@ svg .level{stroke:var(--quiet);stroke-width:1.3;stroke-dasharray:7 4}
 @media screen and (max-width:820px){.figures{grid-template-columns:1fr 1fr}
  .two{grid-template-columns:1fr}.figure:nth-child(3){border-left:0;padding-left:0}}
 @page{size:A4 landscape;margin:12mm}
-@media print{:root{--paper:#fff}body{max-width:none;padding:0;zoom:.85}section{margin-top:24px}
- section,.figures{break-inside:avoid}h2,section>.quiet,.legend{break-after:avoid}}
+@media print{:root{--paper:#fff}body{max-width:none;padding:0;zoom:.85}
+ section{margin-top:24px}footer{margin-top:16px}
+ .chart,.figures,.two section,tr{break-inside:avoid}h2,section>.quiet,.legend{break-after:avoid}}
 """
 
 

@@ -15,6 +15,8 @@ from rayburst.report.interruption import Interruption
 from rayburst.report.marks import cross, triangle_down
 from rayburst.report.style import MARKETS, market_class
 
+_NAMED = 14.0  # a row's height from which on there is room for words
+
 
 def draw(
     lives: Sequence[NodeLife],
@@ -59,13 +61,18 @@ def _row_height(rows: int) -> float:
     return 27.0 if rows <= 16 else max(7.0, 432.0 / rows)
 
 
+def names_fit(rows: int) -> bool:
+    """Whether rows are high enough for names beside them; where not, tips have them."""
+    return _row_height(rows) >= _NAMED
+
+
 def _row(
     stays: Sequence[NodeLife], x: svg.Scale, top: float, height: float, horizon_ms: int
 ) -> list[str]:
     bar, parts = max(height - 10, height * 0.6), []
     for stay in stays:
         parts += _life(stay, x, top + (height - bar) / 2, bar, horizon_ms)
-    if height >= 14:
+    if height >= _NAMED:
         held_s = sum(s.end_ms(horizon_ms) - s.requested_ms for s in stays) / 1000
         middle = top + height / 2 + 4.5
         parts.append(svg.text(0, middle, _shortened(stays[0].node)))
@@ -127,6 +134,6 @@ def _interruption(
     parts = [svg.line(at, top, at, middle, "event")]
     sign = cross(at, middle) if it.kind == "cut" else triangle_down(at, middle, it.words)
     parts.append(sign)
-    if height >= 14:
+    if height >= _NAMED:
         parts.append(svg.text(max(ends, at) + 12, middle + 4.5, it.words, "small strong"))
     return parts

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from docs_blocks import blocks
 
 from rayburst.checkpoint.checkpointer import Checkpointer
 from rayburst.checkpoint.gc import collect, pin, pinned, plan_gc, unpin
@@ -76,6 +77,20 @@ def test_objects(store: ObjectStore) -> None:
     assert not store.exists("a/c")
     with pytest.raises(ObjectNotFoundError, match="no/such: no such object"):
         store.get("no/such")
+
+
+@pytest.mark.parametrize("algorithm", ["CRC64NVME", "SHA256"])
+def test_the_block_that_tries_a_store_finds_all_it_asks_for(
+    s3_uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    algorithm: str,
+) -> None:
+    monkeypatch.setenv("AWS_CHECKSUM_ALGORITHM", algorithm)
+    (block,) = [b for b in blocks("python") if b.page.name == "stores.md"]
+    exec(compile(block.text.replace("s3://bucket/try", s3_uri), str(block), "exec"), {})
+    told = capsys.readouterr().out
+    assert told.count("it knows") == 2 and "do not use" not in told
 
 
 def test_a_conditional_put_has_one_winner(store: ObjectStore) -> None:

@@ -75,6 +75,21 @@ def test_a_save_comes_through(proxy: FaultyProxy, store: ObjectStore, fault: str
         assert torch.equal(checkpoints.load().state["w"], state(1)["w"])
 
 
+@pytest.mark.parametrize("algorithm", ["CRC64NVME", "SHA256"])
+def test_the_store_refuses_what_is_damaged_on_its_way_by_either_checksum(
+    proxy: FaultyProxy, seaweed: Server, monkeypatch: pytest.MonkeyPatch, algorithm: str
+) -> None:
+    monkeypatch.setenv("AWS_CHECKSUM_ALGORITHM", algorithm)
+    store = ObjectStore.open(f"{seaweed.fresh()}/run", PATIENT)
+    proxy.plan = lambda method, path, number: (
+        "flip-up" if method == "PUT" and proxy.fired["flip-up"] < 2 else None
+    )
+    data = bytes(range(256)) * 4096
+    store.put("once", data)
+    assert proxy.fired["flip-up"] == 2
+    assert store.get("once") == data
+
+
 @pytest.mark.parametrize("fault", ["503", "503-after", "reset", "cut"])
 def test_a_doubtful_commit_is_settled(proxy: FaultyProxy, store: ObjectStore, fault: str) -> None:
     """The reply to the commit is lost: the save finds out that it won, or wins at the next try."""
