@@ -14,13 +14,18 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING, Any
 
 from rayburst.errors import PriceError
 from rayburst.report import numbers
 from rayburst.report.tables import Table
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,8 +104,34 @@ class CapacityPlan:
     def __str__(self) -> str:
         return str(self.table())
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it: the month with each number of own nodes, and which is the best."""
+        tried = [asdict(one) for one in self.tried]
+        return {"hours": self.hours, "best": self.best.own_nodes, "tried": tried}
+
+    def frame(self) -> pandas.DataFrame:
+        """One row a number of own nodes; of the waits the median and the longest, in hours."""
+        import pandas
+
+        rows = [
+            {
+                **{key: value for key, value in asdict(one).items() if key != "waits_h"},
+                "median_wait_h": median(one.waits_h) if one.waits_h else None,
+                "longest_wait_h": max(one.waits_h, default=None),
+            }
+            for one in self.tried
+        ]
+        return pandas.DataFrame(rows).set_index("own_nodes")
+
+    def html(self) -> str:
+        """The plan as one page: what the month costs by how many nodes are owned."""
+        from rayburst.report.capacity_page import capacity_page
+
+        return capacity_page(self)
+
     def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
+        """In a notebook: the page in a frame of its own, so that no style leaks."""
+        return f'<iframe srcdoc="{escape(self.html())}" width="100%" height="620"></iframe>'
 
 
 def plan_capacity(

@@ -16,7 +16,7 @@ from rayburst.errors import SpecError
 
 if TYPE_CHECKING:
     from rayburst.cost.capacity import CapacityPlan
-    from rayburst.cost.forecast import JobNeeds, Terms
+    from rayburst.cost.forecast import Forecast, JobNeeds, Terms
     from rayburst.fleet.replay.futures import Belief
 
 _out = Console(highlight=False)
@@ -65,17 +65,18 @@ def plan(
 
     terms = terms_of(FleetSpec.load(file or default_path()))
     _out.width = max(_out.width, 120)
+    told: CapacityPlan | Forecast
     if jobs is not None:
-        _out.print(_capacity(jobs, terms).table())
-        return
-    needs = _needs(run, steps, work, changeover) if run else needs_of(work, changeover)
-    told = forecast(
-        limited(needs, nodes=nodes, deadline=deadline, budget=budget),
-        terms,
-        _belief(traces),
-        rng=np.random.default_rng(seed),
-        paths=futures,
-    )
+        told = _capacity(jobs, terms)
+    else:
+        needs = _needs(run, steps, work, changeover) if run else needs_of(work, changeover)
+        told = forecast(
+            limited(needs, nodes=nodes, deadline=deadline, budget=budget),
+            terms,
+            _belief(traces),
+            rng=np.random.default_rng(seed),
+            paths=futures,
+        )
     if plot is not None:
         plot.write_text(told.html())
     if as_json:

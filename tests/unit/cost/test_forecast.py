@@ -194,6 +194,9 @@ def test_a_month_by_hand():
     # two nodes: c would wait until 60 and end at 110; it may until 80: bursts
     assert two.burst_jobs == 2
     assert plan.best.own_nodes == 1
+    frame = plan.frame()
+    assert list(frame.index) == [0, 1, 2] and frame.loc[1, "longest_wait_h"] == 90
+    assert plan.to_dict()["best"] == 1 and json.dumps(plan.to_dict())
 
 
 def test_jobs_from_a_file(tmp_path):
@@ -218,5 +221,10 @@ def test_the_command_plans(tmp_path):
     assert "5 futures" in CliRunner().invoke(app, words).output
     file = tmp_path / "month.csv"
     file.write_text("name,at_h,work_h\na,0,10\n")
-    assert "own nodes" in CliRunner().invoke(app, ["plan", "--jobs", str(file)]).output
+    month = ["plan", "--jobs", str(file)]
+    assert "own nodes" in CliRunner().invoke(app, month).output
+    page = tmp_path / "month.html"
+    told = json.loads(CliRunner().invoke(app, [*month, "--json", "--plot", str(page)]).output)
+    assert [one["own_nodes"] for one in told["tried"]] == [0, 1] and told["best"] in (0, 1)
+    assert "Own " in page.read_text() and page.read_text().count("<rect") > 2
     assert isinstance(CliRunner().invoke(app, ["plan"]).exception, SpecError)
