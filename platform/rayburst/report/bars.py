@@ -22,7 +22,7 @@ LOOKS: Mapping[str, dict[str, str]] = {
     "restarting": {"cls": "stall"},
     "waiting": {"cls": "grey"},
     "draining": {"fill": "url(#hatch-other)"},
-    "idle": {"fill": "var(--quiet)"},
+    "idle": {"cls": "ink"},  # not to be taken for "starting" beside it
     "starting": {"cls": "other"},
     "outside": {"cls": "pale"},
 }
