@@ -58,7 +58,7 @@ def publish(
     store: StoreOption,
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="Make and measure it here, besides fp32: bf16, int8, int8-dynamic"),
+        typer.Option(help="Measured beside fp32: bf16, int8, int8-dynamic, int8-onnx"),
     ] = None,
 ) -> None:
     """Publish a checkpoint as the next version of a model. What was published never changes.

@@ -1,4 +1,4 @@
-"""Cheaper forms of a GPT, and how each is stored: fp32, bf16, int8 by torchao.
+"""Cheaper forms of a GPT, and how each is stored: fp32, bf16, int8 by torchao or ONNX Runtime.
 
     cheaper = make(model, "int8")
     tensors, metadata = packed(cheaper)            # plain tensors, for a safetensors file
@@ -8,9 +8,11 @@
 - `int8`: the weights of all Linear layers in int8, a scale for each row; computed in float32.
 - `int8-dynamic`: the same weights, and each token's activations rounded to int8 as it passes. A
   row's answer does not depend on which rows it is computed with.
+- `int8-onnx`: as `int8-dynamic`, in integer products of ONNX Runtime (onnx_linear.py). The output
+  layer stays what it is, the embedding's own weights.
 
 Embeddings and norms keep their type, so a small model shrinks by less. torchao (`pip install
-"rayburst[int8]"`) is loaded when an int8 form is made or read.
+"rayburst[int8]"`) or ONNX Runtime (`"rayburst[onnx]"`) is loaded when such a form is made or read.
 """
 
 from __future__ import annotations
@@ -25,20 +27,25 @@ import torch
 from torch import Tensor, nn
 
 from rayburst.errors import VariantError
+from rayburst.models import onnx_linear
 from rayburst.train.gpt import GPT, GPTConfig
 
 __all__ = ["SCHEMES", "check_scheme", "make", "packed", "unpacked"]
 
-SCHEMES = ("fp32", "bf16", "int8", "int8-dynamic")
-_TIED = "head.weight"
+ONNX = "int8-onnx"
+SCHEMES = ("fp32", "bf16", "int8", "int8-dynamic", ONNX)
+_HEAD = "head"
+_TIED = f"{_HEAD}.weight"
 _SCHEME = "rayburst_scheme"
 
 
 def check_scheme(name: str) -> str:
-    """The name of a scheme. VariantError: there is none of this name, or torchao is missing."""
+    """The name of a scheme. VariantError: there is none of this name, or its package is missing."""
     if name not in SCHEMES:
         raise VariantError(f"variant {name!r} is not known; there are: {', '.join(SCHEMES)}")
-    if name.startswith("int8"):
+    if name == ONNX:
+        onnx_linear.available()
+    elif _is_torchao(name):
         _torchao()
     return name
 
@@ -50,7 +57,9 @@ def make(model: GPT, scheme: str) -> GPT:
     made = copy.deepcopy(model).eval().requires_grad_(False)
     if scheme == "bf16":
         made = made.to(torch.bfloat16)
-    elif scheme.startswith("int8"):
+    elif scheme == ONNX:
+        onnx_linear.replace(made, keep=_HEAD)
+    elif _is_torchao(scheme):
         quantization = _torchao()
         config = (
             quantization.Int8WeightOnlyConfig(version=2)
@@ -68,7 +77,7 @@ def packed(model: GPT) -> tuple[dict[str, Tensor], dict[str, str]]:
     metadata = {"format": "pt", _SCHEME: _scheme_of(model)}
     if model.head.weight is model.token_embedding.weight:
         del state[_TIED]
-    if not _scheme_of(model).startswith("int8"):
+    if not _is_torchao(_scheme_of(model)):
         return state, metadata
     with _quiet():
         from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
@@ -83,7 +92,7 @@ def unpacked(
     """The model that `packed` took apart, on the CPU and in evaluation mode."""
     scheme = check_scheme(metadata.get(_SCHEME, "fp32"))
     state: dict[str, Any] = dict(tensors)
-    if scheme.startswith("int8"):
+    if _is_torchao(scheme):
         with _quiet():
             from torchao.prototype.safetensors.safetensors_support import (
                 unflatten_tensor_state_dict,
@@ -93,6 +102,8 @@ def unpacked(
             state, _ = unflatten_tensor_state_dict(state, words)
     with torch.device("meta"):
         model = GPT(GPTConfig(**config))
+        if scheme == ONNX:
+            onnx_linear.emptied(model, keep=_HEAD)
     model.requires_grad_(False)
     is_tied = _TIED not in state
     if is_tied:
@@ -106,6 +117,10 @@ def unpacked(
 
 def _scheme_of(model: nn.Module) -> str:
     return str(getattr(model, "scheme", "fp32"))
+
+
+def _is_torchao(scheme: str) -> bool:
+    return scheme in ("int8", "int8-dynamic")
 
 
 def _torchao() -> Any:

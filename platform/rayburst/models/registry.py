@@ -171,7 +171,7 @@ class ModelRegistry:
         Args:
             checkpoint: a run of this store, `first` or `first@300`, or the address of one.
             variants: what to make besides fp32 and to measure here: "bf16", "int8",
-                "int8-dynamic". `jobs/quantize.py` does it on a node of the cluster.
+                "int8-dynamic", "int8-onnx". `jobs/quantize.py` does it on a node of the cluster.
             say: gets a line for each step, for example `print`.
 
         The same checkpoint with the same variants again gives the version that is there.
