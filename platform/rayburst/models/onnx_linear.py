@@ -7,7 +7,8 @@ each row as it passes, so a row's answer does not depend on which rows it is com
 own DynamicQuantizeLinear takes one scale for all of them). Around the layers torch goes on as it
 was: the memory of a generation, attention and norms know nothing of it.
 
-The graph of a layer is made where it runs, for as many threads as torch has there.
+The graph of a layer is made where it runs, for as many threads as torch has there. Off the CPU the
+weights are turned into floats to compute, which is right and gains memory alone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rayburst.errors import VariantError
 
@@ -30,7 +32,7 @@ _LEAST = 1e-12  # a row of zeros has a scale too
 
 
 class OnnxLinear(nn.Module):
-    """y = x W' + b for float32 x [..., inputs] on the CPU, without gradients.
+    """y = x W' + b for float32 x [..., inputs], without gradients.
 
     `weight` int8 [outputs, inputs], `scale` float32 [outputs], `bias` float32 [outputs] or None.
     """
@@ -48,6 +50,8 @@ class OnnxLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Float32 [..., outputs]."""
+        if x.device.type != "cpu":
+            return F.linear(x, self.weight * self.scale[:, None], self.bias)
         rows = x.detach().reshape(-1, x.shape[-1])
         threads = torch.get_num_threads()
         session = self._sessions.get(threads)

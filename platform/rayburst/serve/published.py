@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from rayburst.errors import CheckpointError
 from rayburst.models.manifest import ModelVersion, Variant
+from rayburst.models.measure import host_of
 from rayburst.models.registry import ModelRegistry
 from rayburst.serve.locate import locate
 from rayburst.serve.variants import Wanted, choose, ladder
@@ -111,10 +112,24 @@ def _names(version: ModelVersion, asked: Asked) -> tuple[list[str], str]:
         return [asked.variant], "it was named"
     wanted = Wanted(slo_ms=asked.slo_ms, agreement=asked.agreement, max_batch=asked.max_batch)
     if asked.overload != "degrade":
-        choice = choose(version.variants, wanted)
-        return [choice.variant], choice.why
-    rungs = ladder(version.variants, wanted)
-    return [rung.variant for rung in rungs], rungs[0].why
+        rungs = [choose(version.variants, wanted)]
+    else:
+        rungs = list(ladder(version.variants, wanted))
+    return [rung.variant for rung in rungs], rungs[0].why + _elsewhere(version)
+
+
+def _elsewhere(version: ModelVersion) -> str:
+    """A table counts where it was made: what to say where that is another machine."""
+    measured = next((v.measured for v in version.variants if v.measured is not None), None)
+    here = host_of()
+    there = here if measured is None else measured.host
+    if (there.cpu, there.threads) == (here.cpu, here.threads):
+        return ""
+    return (
+        f"; measured with {there.threads} threads of {there.cpu}, and this replica has "
+        f"{here.threads} of {here.cpu}: measure on a node like it, python jobs/quantize.py "
+        f"--model {version.ref} --threads {here.threads}"
+    )
 
 
 def registry_of(environ: Mapping[str, str]) -> ModelRegistry:

@@ -83,3 +83,10 @@ def test_it_travels_and_follows_the_threads_of_torch(layer: nn.Linear) -> None:
     assert torch.equal(pickle.loads(pickle.dumps(made))(x), one)
     assert torch.equal(copy.deepcopy(made)(x.T.contiguous().T), one)
     assert np.isfinite(one.numpy()).all()
+
+
+def test_off_the_cpu_it_is_torch_that_computes(layer: nn.Linear) -> None:
+    """No GPU here: a device without memory shows the way taken and the shape."""
+    made = quantized(layer).to("meta")
+    got = made(torch.empty(3, 5, 48, device="meta"))
+    assert (got.shape, got.dtype, made._sessions) == ((3, 5, 40), torch.float32, {})

@@ -18,6 +18,7 @@ from rayburst.errors import (
 from rayburst.models import ModelRegistry, publish
 from rayburst.models.manifest import ModelVersion, Variant
 from rayburst.models.measure import measure
+from rayburst.serve import published
 from rayburst.serve.published import Asked, load_served, settled
 
 
@@ -66,6 +67,23 @@ def test_the_table_of_the_version_decides_unless_a_variant_is_named(models: Mode
         load_served(Asked(version="gpt", slo_ms=1), environ(models))
     plain = load_served(Asked(version="gpt@1"), environ(models))
     assert (plain.variant, plain.why) == ("fp32", "nothing was measured")
+
+
+def test_a_table_from_another_machine_is_told(
+    models: ModelRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(version="gpt", slo_ms=100)
+    measured = models.get("gpt").variants[0].measured
+    assert measured is not None
+    monkeypatch.setattr(published, "host_of", lambda: measured.host)
+    assert "a node like it" not in load_served(asked, environ(models)).why
+    smaller = measured.host.model_copy(update={"threads": 7})
+    monkeypatch.setattr(published, "host_of", lambda: smaller)
+    why = load_served(asked, environ(models)).why
+    assert "measured with 1 threads of" in why and why.endswith(
+        "python jobs/quantize.py --model gpt@2 --threads 7"
+    )
+    assert "a node like it" not in load_served(replace(asked, variant="fp32"), environ(models)).why
 
 
 def test_under_overload_the_ladder_of_the_version_is_what_may_answer(models: ModelRegistry) -> None:
