@@ -19,6 +19,7 @@ from support import wait_for
 
 from rayburst.dev.cloud.cloud import Cloud, Instance
 from rayburst.fleet.pools.ec2_instances import POOL, host_id
+from rayburst.fleet.recorder import Tick, read_ticks
 
 WORK = Path(__file__).parent / "integration" / "fleet" / "work.py"
 ACTORS = WORK.with_name("actors.py")
@@ -34,6 +35,13 @@ pools:
      known_hosts: ~/.ssh/fleet_hosts}}}}
 """
 ENV = ". ~/.rayburst/lab/env; "
+_RUN_LOG = """python -c '
+import json, os
+from rayburst.checkpoint.store import ObjectStore
+from rayburst.train import runlog
+store = ObjectStore.open(os.environ["RAYBURST_STORE"])
+print(json.dumps([r for r in runlog.read(store, "{run}") if r["kind"] in ("step", "committed")]))
+'"""
 
 
 def ec2_pool(cloud: Cloud, name: str, zone: str, *, price: float, market: str = "spot") -> str:
@@ -170,6 +178,18 @@ class CloudCluster:
         """The node event log."""
         told = self.at.on("head", f"cd; {ENV} rayburst events lab --json")
         return [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+
+    def run_log(self, run: str) -> list[dict[str, Any]]:
+        """The steps and commits of a training run, in the order of their times."""
+        told = self.at.on_head(_RUN_LOG.format(run=run))
+        return list(json.loads(told.splitlines()[-1]))
+
+    def ticks(self) -> list[Tick]:
+        """What the planner saw and answered, from the head's log."""
+        file = self.shared / "ticks.jsonl"
+        told = self.at.on("head", "cat ~/.rayburst/lab/logs/ticks.jsonl")
+        file.write_text("".join(f"{line}\n" for line in told.splitlines() if line.startswith("{")))
+        return list(read_ticks(file))
 
     def event(self, kind: str, node: str) -> dict[str, Any] | None:
         return next((e for e in self.events() if (e["kind"], e["node"]) == (kind, node)), None)

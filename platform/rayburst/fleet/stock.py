@@ -14,9 +14,10 @@ from rayburst.fleet.view import NodeView, PoolView
 POOL_COOLDOWN_S = 30.0
 """How long a pool ranks last after an interruption."""
 
-LONGEST_REST_S = {Market.ON_PREM: 480.0, Market.SPOT: 480.0, Market.ON_DEMAND: 60.0}
-"""How long a pool stays closed at most after launches that failed; see `backoff.py`. On-demand is
-the last resort of a deadline and is asked again sooner."""
+LONGEST_REST_S = {Market.ON_PREM: 480.0, Market.SPOT: 120.0, Market.ON_DEMAND: 60.0}
+"""How long a pool stays closed at most after launches that failed; see `backoff.py`. That spot is
+back shows by asking alone, and to ask costs a call: what waits for it should not miss much of it.
+On-demand is the last resort of a deadline."""
 
 MARKET_RANK = {Market.ON_PREM: 0, Market.SPOT: 1, Market.ON_DEMAND: 2}
 _BUSY_EPSILON = 1e-6
