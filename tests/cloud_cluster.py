@@ -30,6 +30,8 @@ limits: {{idle_timeout: 4s, drain: 10s, join: {join}}}
 software: {{python: {python}}}
 head: {{ssh: {{host: {head}, user: root, key: ~/.ssh/fleet, known_hosts: ~/.ssh/fleet_hosts}}}}
 pools:
+"""
+RACK = """\
   - {{name: rack, kind: ssh, market: on-prem, shape: {{cpus: 1, memory: 1GiB}}, price: 0.01 USD/h,
      hosts: {{max: 1}}, ssh: {{hosts: [{rack}], user: root, key: ~/.ssh/fleet,
      known_hosts: ~/.ssh/fleet_hosts}}}}
@@ -59,21 +61,23 @@ def _pool_of(instance: Any) -> str:
 
 
 class CloudCluster:
-    """A head and one machine on-prem in the box of `cloud`, brought up by `ray up`, and work."""
+    """A head, and one machine on-prem or none, in the box of `cloud`, by `ray up`; and work."""
 
-    def __init__(self, cloud: Cloud, pools: str, shared: Path, *, join: str = "60s") -> None:
+    def __init__(
+        self, cloud: Cloud, pools: str, shared: Path, *, join: str = "60s", racks: int = 1
+    ) -> None:
         self.cloud = cloud
         self.peak: Counter[str] = Counter()
         self._works: dict[str, Path] = {}  # the newest folder of each work
         self.shared = shared  # a folder that every host sees
-        self.at = BoxCluster(cloud.box, racks=1)
+        self.at = BoxCluster(cloud.box, racks=racks)
         keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
         cloud.image.update({key: self.at.store.environment()[key] for key in keys})
-        text = (HEAD_AND_LIMITS + pools).format(
+        text = (HEAD_AND_LIMITS + RACK * racks + pools).format(
             endpoint=self.at.store.endpoint,
             python=sys.executable,
             head=self.at.hosts["head"].address,
-            rack=self.at.hosts["rack-1"].address,
+            rack=self.at.hosts["rack-1"].address if racks else "",
             join=join,
         )
         self._followed = cloud.ec2.called
@@ -86,7 +90,7 @@ class CloudCluster:
     def down(self) -> None:
         """`ray down`; nothing of the cluster is left anywhere."""
         self.at.laptop("ray down -y lab.ray.yaml", timeout_s=120)
-        for host in ("head", "rack-1"):
+        for host in self.at.hosts.keys() - {"laptop"}:
             assert self.at.processes_on(host) == []
             assert "lease.json" not in self.at.on(host, "ls -A ~/.rayburst")
         assert self.cloud.instances() == []

@@ -12,6 +12,7 @@ import pytest
 from support import wait_for
 
 from rayburst.dev.embedded import down, up
+from rayburst.fleet.recorder import read_ticks, replanned, said
 from rayburst.sdk import connect
 
 STEADY = Path(__file__).with_name("steady.py")
@@ -59,14 +60,19 @@ class Training:
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory):
+def fleet(tmp_path_factory):
     root = tmp_path_factory.mktemp("bazaar")
     (root / "fleet.yaml").write_text(SPEC)
     fleet = up(root / "fleet.yaml", root=root)
     try:
-        yield connect(root=root)
+        yield fleet
     finally:
         assert down(fleet).clean
+
+
+@pytest.fixture(scope="module")
+def platform(fleet):
+    return connect(root=fleet.path.parents[1])
 
 
 @pytest.fixture
@@ -92,7 +98,7 @@ def node_events(platform, pool: str) -> dict[str, dict[str, float]]:
     return found
 
 
-def test_on_demand_comes_when_a_market_vanishes_and_a_floor_needs_it(platform, train):
+def test_on_demand_comes_when_a_market_vanishes_and_a_floor_needs_it(fleet, platform, train):
     platform.market("rack", hosts=0, notice_s=0)
     training = train("nomad", steps=4000, floor=1)
     training.wait_on("spot-a")
@@ -107,6 +113,11 @@ def test_on_demand_comes_when_a_market_vanishes_and_a_floor_needs_it(platform, t
     wait_for(
         lambda: ((line := training.line()) is not None and line.state == "runs") or None,
         what="the queue to show that it runs",
+    )
+    ticks = list(read_ticks(fleet.ticks_file))
+    assert any("cloud" in grant.pools for tick in ticks for grant in tick.plan.grants.values())
+    assert [said(replanned(tick)) for tick in ticks] == [said(tick.plan) for tick in ticks], (
+        "what the agent decided follows from what is on record"
     )
 
 

@@ -61,9 +61,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudCluster]:
             pools = "".join(
                 ec2_pool(cloud, name, zone, price=PRICE) for name, zone in (("a", A), ("b", B))
             )
-            cluster = CloudCluster(cloud, pools, shared, join="120s")
-            cluster.at.tunnel()
+            cluster = CloudCluster(cloud, pools, shared, join="120s", racks=0)
             yield cluster
+            cluster.down()
     finally:
         shutil.rmtree(shared)
 

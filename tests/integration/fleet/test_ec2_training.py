@@ -1,0 +1,151 @@
+"""Training on EC2 spot: an outage of all of it, and what a job may spend."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cloud_cluster import CloudCluster, ec2_pool
+from support import wait_for
+
+from rayburst.dev.cloud.box import why_not
+from rayburst.dev.cloud.cloud import Cloud
+from rayburst.dev.cloud.market import ANY
+from rayburst.fleet.recorder import replanned, said
+
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.timeout(580),
+    pytest.mark.skipif(why_not() is not None, reason=f"no box here: {why_not()}"),
+    pytest.mark.skipif(shutil.which("rsync") is None, reason="`ray up` needs rsync"),
+]
+ZONES = ("us-east-1a", "us-east-1b")
+USD_PER_HOUR = 0.36
+JOB_USD = 0.012
+FOREVER = "--steps 100000 --workers"
+LOG = logging.getLogger(__name__)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudCluster]:
+    shared = Path(tempfile.mkdtemp(dir="/var/tmp"))  # hosts have a /tmp of their own
+    try:
+        with Cloud(tmp_path_factory.mktemp("cloud"), zones=2) as cloud:
+            pools = "".join(ec2_pool(cloud, zone[-1], zone, price=USD_PER_HOUR) for zone in ZONES)
+            cluster = CloudCluster(cloud, pools, shared, racks=0)
+            yield cluster
+            cluster.down()
+    finally:
+        shutil.rmtree(shared)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(cluster: CloudCluster) -> Iterator[None]:
+    """Every test ends with an empty cloud; never too many, and no node counted twice."""
+    yield
+    with cluster.explained():
+        cluster.wait_until_empty(timeout_s=90)
+        wait_for(lambda: all_ended(cluster) or None, what="each node's one end in the event log")
+    assert 1 <= max(cluster.peak.values()) <= 2, cluster.peak
+
+
+def all_ended(cluster: CloudCluster) -> bool:
+    """Whether each node was requested once and ended once, by the event log."""
+    kinds = Counter((event["node"], event["kind"]) for event in cluster.events())
+    assert not [one for one, count in kinds.items() if count > 1], "no node counts twice"
+    nodes = {node for node, _ in kinds}
+    return all((node, "requested") in kinds and (node, "gone") in kinds for node in nodes)
+
+
+def steps(cluster: CloudCluster, run: str) -> list[int]:
+    """The steps that were done, in the order in which they were, as the first worker tells."""
+    log = [record for record in cluster.run_log(run) if record["rank"] == 0]
+    return [record["step"] for record in log if record["kind"] == "step"]
+
+
+def test_training_outlives_an_outage_of_all_of_spot(cluster: CloudCluster) -> None:
+    market = cluster.cloud.ec2.market
+    with cluster.explained():
+        job = cluster.at.train("patient", f"{FOREVER} 2:2")
+        wait_for(lambda: len(steps(cluster, "patient")) > 5 or None, what="steps", timeout_s=180)
+        assert len(cluster.hosts()) == 2
+        for zone in ZONES:
+            market.capacity[ANY, zone, "spot"] = 0
+        cluster.cloud.trim(10)
+        cluster.wait_until_empty()
+        done, out_at, asked = steps(cluster, "patient"), time.time(), len(cluster.launches())
+        wait_for(
+            lambda: len(cluster.launches()) > asked + 2 or None,
+            what="a try after a rest",
+            timeout_s=120,
+        )
+        assert cluster.cloud.instances() == []
+
+        market.clear()
+        back_at = time.time()
+        wait_for(
+            lambda: len(steps(cluster, "patient")) > len(done) + 5 or None,
+            what="steps again",
+            timeout_s=300,
+        )
+        back = max(event["t"] for event in cluster.events() if event["kind"] == "requested")
+        LOG.info(
+            "%.0f s without hosts; then asked for them after %.1f s",
+            back_at - out_at,
+            back - back_at,
+        )
+        cluster.at.asking(f"ray job stop {job}")
+    all_done = steps(cluster, "patient")
+    LOG.info("%d steps before, %d after", len(done), len(all_done) - len(done))
+    assert all_done == list(range(1, len(all_done) + 1)), "none lost, none twice"
+    ticks = cluster.ticks()
+    assert [said(replanned(tick)) for tick in ticks] == [said(tick.plan) for tick in ticks]
+
+
+def sent_away(cluster: CloudCluster, count: int, earlier: set[str]) -> list[dict[str, Any]]:
+    """The events of so many new hosts, once all have ended and the cloud is empty."""
+
+    def probe() -> list[dict[str, Any]] | None:
+        events = [event for event in cluster.events() if event["node"] not in earlier]
+        gone = [event for event in events if event["kind"] == "gone"]
+        return events if len(gone) == count else None
+
+    events = wait_for(probe, what=f"{count} host(s) to be sent away", timeout_s=250)
+    cluster.wait_until_empty()
+    return events
+
+
+def paid_usd(events: list[dict[str, Any]]) -> float:
+    """From the request of each host to its end."""
+    at = {(event["node"], event["kind"]): event["t"] for event in events}
+    seconds = sum(at[node, "gone"] - t for (node, kind), t in at.items() if kind == "requested")
+    return seconds * USD_PER_HOUR / 3600
+
+
+def stopped_at_a_checkpoint(cluster: CloudCluster, run: str) -> None:
+    """Every step that was done is saved, and there was one."""
+    done = steps(cluster, run)
+    saved = [record["step"] for record in cluster.run_log(run) if record["kind"] == "committed"]
+    LOG.info("%s: %d steps, saved at %s", run, len(done), saved)
+    assert done and saved and saved[-1] == max(done)
+
+
+def test_a_job_s_budget_is_held(cluster: CloudCluster) -> None:
+    earlier = {event["node"] for event in cluster.events()}
+    with cluster.explained():
+        job = cluster.at.train("thrifty", f"{FOREVER} 1:1", {"budget": f"{JOB_USD} USD"})
+        events = sent_away(cluster, 1, earlier)
+        LOG.info("paid %.4f of %.4f USD", paid_usd(events), JOB_USD)
+        (notice,) = [event for event in events if event["kind"] == "notice"]
+        assert "budget" in notice["why"]
+        assert 0.5 * JOB_USD < paid_usd(events) <= JOB_USD
+        stopped_at_a_checkpoint(cluster, "thrifty")
+        cluster.at.asking(f"ray job stop {job}")
+        assert len({event["node"] for event in cluster.events()} - earlier) == 1, "no other came"
