@@ -39,9 +39,10 @@ from rayburst.serve.generate.engine import Engine, EngineOptions
 from rayburst.serve.generate.request import Request
 from rayburst.serve.generate.service import GenerationService
 from rayburst.serve.lm_api import GenerateRequest, ModelInfo, RungInfo, Scored, build_api
-from rayburst.serve.options import ModelOptions
+from rayburst.serve.options import ModelOptions, Replicas
 from rayburst.serve.published import Asked, Overload, ServedModel, load_served, settled
 from rayburst.serve.scoring import Scorer
+from rayburst.serve.served import actor_options, warn_of_floor
 
 __all__ = ["LMArgs", "LanguageModel", "build"]
 
@@ -90,6 +91,9 @@ class LMArgs(BaseModel):
         default=1.0, gt=0, le=3600, description="follow: seconds between two looks at the store"
     )
     replicas: int = Field(default=1, ge=1, description="copies of the model")
+    floor: int = Field(
+        default=0, ge=0, description="so many of them never on spot; the others want spot"
+    )
     cpus: float = Field(default=1.0, ge=0, description="CPUs a replica asks Ray for")
     gpus: float = Field(default=0.0, ge=0, description="GPUs a replica asks Ray for")
 
@@ -113,7 +117,17 @@ class LMArgs(BaseModel):
                 f"follow=True stays at an alias, and version={self.version!r} is none: give "
                 "version=NAME@production, or leave follow out"
             )
+        if self.floor > self.replicas:
+            raise ValueError(
+                f"floor={self.floor} is more than replicas={self.replicas}: give floor at most "
+                f"{self.replicas}, or replicas={self.floor}"
+            )
         return self
+
+    @property
+    def size(self) -> Replicas:
+        """How many replicas, where, and what each asks Ray for."""
+        return Replicas(least=self.replicas, floor=self.floor, cpus=self.cpus, gpus=self.gpus)
 
     @property
     def asked(self) -> Asked:
@@ -127,6 +141,7 @@ class LanguageModel:
     def __init__(self, args: LMArgs) -> None:
         torch.set_num_threads(max(1, int(args.cpus)))
         served = load_served(args.asked, os.environ)
+        warn_of_floor("LanguageModel", args.size)
         _log.info("%s answers as %s: %s", served.label, served.variant, served.why)
         self._served, self._args = served, args
         self._device = "cuda" if args.gpus and torch.cuda.is_available() else "cpu"
@@ -257,7 +272,7 @@ def build(args: LMArgs) -> Any:
         serve.ingress()(replica),
         name="LanguageModel",
         num_replicas=args.replicas,
-        ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
+        ray_actor_options=actor_options(args.size),
         max_ongoing_requests=_ongoing(args) if args.overload == "wait" else _UNBOUNDED,
         health_check_period_s=5,
         logging_config=LoggingConfig(enable_access_log=False),

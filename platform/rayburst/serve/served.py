@@ -53,7 +53,7 @@ from rayburst.serve.rates_actor import rates_for
 from rayburst.serve.scaling import DEMAND
 from rayburst.train.versions import is_tested_ray
 
-__all__ = ["Served", "key_gate", "model"]
+__all__ = ["Served", "actor_options", "key_gate", "model", "warn_of_floor"]
 
 _log = logging.getLogger("ray.serve")
 _UNBOUNDED = 1_000_000  # Serve's cap on ongoing requests: admission refuses long before
@@ -105,7 +105,7 @@ class Served:
         deployment = serve.deployment(
             server,
             name=self.cls.__name__,
-            ray_actor_options=_actor_options(replicas),
+            ray_actor_options=actor_options(replicas),
             max_ongoing_requests=_UNBOUNDED,
             health_check_period_s=5,
             logging_config=LoggingConfig(enable_access_log=options.access_log),
@@ -115,7 +115,7 @@ class Served:
         return deployment.bind(self.cls, options, args, kwargs)
 
 
-def _actor_options(replicas: Replicas) -> dict[str, Any]:
+def actor_options(replicas: Replicas) -> dict[str, Any]:
     """What one replica asks Ray for."""
     asked = {
         "num_cpus": replicas.cpus,
@@ -166,8 +166,7 @@ class ModelPart:
         self._tasks: set[asyncio.Task[None]] = set()
         self._example = getattr(self._model, "example", None)  # load may have set it
         self._endpoint.warm_up(self._example)
-        if options.replicas.floor and (why := _why_no_spot()):
-            _log.warning("%s: no replica may be on spot, floor or not: %s", cls.__name__, why)
+        warn_of_floor(cls.__name__, options.replicas)
 
     async def predict(self, value: Any, *, deadline_ms: float | None = None) -> Any:
         """The answer to one value; what other deployments call by handle."""
@@ -267,11 +266,15 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _why_no_spot() -> str | None:
-    """Why a deployment with a floor has nothing on spot above it; None when it may."""
-    if not is_tested_ray():
-        return "this Ray is not the tested one"
-    return _ray_hooks.why_plain_controller(CALLBACK)
+def warn_of_floor(name: str, replicas: Replicas) -> None:
+    """Says in a replica's log why nothing above the floor of its deployment is on spot."""
+    if not replicas.floor:
+        return
+    why: str | None = "this Ray is not the tested one"
+    if is_tested_ray():
+        why = _ray_hooks.why_plain_controller(CALLBACK)
+    if why is not None:
+        _log.warning("%s: no replica may be on spot, floor or not: %s", name, why)
 
 
 def _why_stock(options: ModelOptions) -> str | None:

@@ -35,6 +35,8 @@ DESK, SPOT = "on-demand", "spot"
 class Markets(Nodes):
     """Nodes of both markets."""
 
+    name = NAME  # of the application that is looked at
+
     def start(self, *markets: tuple[str, int]) -> list[str]:
         """A node of each, with so many slots; their addresses."""
         with ThreadPoolExecutor(len(markets)) as pool:
@@ -45,7 +47,7 @@ class Markets(Nodes):
         return made
 
     def replicas(self) -> list[dict[str, Any]]:
-        listed = self.head.details()["applications"].get(NAME, {"deployments": {}})
+        listed = self.head.details()["applications"].get(self.name, {"deployments": {}})
         return [r for made in listed["deployments"].values() for r in made["replicas"]]
 
     def running(self, market: str) -> dict[int, str]:
@@ -119,6 +121,16 @@ def test_the_floor_stays_off_spot_whatever_comes_dies_and_goes(nodes: Markets) -
         floor = nodes.running(DESK)
     wait_for(nodes.settled(**{DESK: FLOOR}), what="the one on spot went first")
     assert nodes.running(DESK) == floor
+    app = {
+        "name": "lm",
+        "route_prefix": "/lm",
+        "import_path": "serve_apps.lm:app",
+        "args": {"replicas": 2, "floor": 1, "cpus": 0},
+    }
+    head = nodes.head
+    deploy(head.dashboard_url, head.token, app=app, timeout_s=90)
+    nodes.name = "lm"
+    wait_for(nodes.settled(**{DESK: 1, SPOT: 1}), what="a language model's floor is off spot")
 
 
 @pytest.mark.soak

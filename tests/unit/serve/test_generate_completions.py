@@ -259,6 +259,8 @@ def test_arguments_name_one_model() -> None:
         ({"variant": "int8"}, "of no version"),
         ({"accelerator": "L4"}, "name a model="),
         ({"model": "a/b", "cache_tokens": 99}, "leave it out"),
+        ({"replicas": 2, "floor": 3}, "give floor at most 2, or replicas=3"),
+        ({"model": "a/b", "floor": 1}, "places its replicas by itself"),
         ({"port": 1}, "port"),
     ]:
         with pytest.raises(ValidationError, match=says):

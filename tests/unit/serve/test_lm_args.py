@@ -74,3 +74,21 @@ def test_degradation_needs_more_than_one_variant(
         args_type.model_validate({**given, "overload": "degrade"})
     assert args_type.model_validate({**given, "overload": "shed"}).overload == "shed"
     assert args_type.model_validate({"version": "gpt@3", "overload": "degrade"}).asked
+
+
+def test_a_floor_reaches_serve_with_both_applications(args_type: type[LMArgs]) -> None:
+    from rayburst.serve.floor import floor_of
+    from rayburst.serve.generate.app import LLMArgs
+    from rayburst.serve.generate.app import build as build_llm
+    from rayburst.serve.lm import build
+
+    given = {"checkpoint": "s3://b/runs/x", "replicas": 3, "cpus": 0.5}
+    for asked in (2, 0):
+        words = {**given, "floor": asked}
+        for app in (build(args_type(**words)), build_llm(LLMArgs(**words))):
+            deployment = app._bound_deployment
+            options = deployment.ray_actor_options
+            assert floor_of(options.get("label_selector")) == asked
+            assert (deployment.num_replicas, options["num_cpus"]) == (3, 0.5)
+    with pytest.raises(ValidationError, match="give floor at most 3, or replicas=4"):
+        args_type(**given, floor=4)

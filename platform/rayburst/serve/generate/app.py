@@ -62,6 +62,9 @@ class LLMArgs(BaseModel):
         default=None, ge=1, description="of the paged cache; none: no text ever has to wait for it"
     )
     replicas: int = Field(default=1, ge=1, description="copies of the model")
+    floor: int = Field(
+        default=0, ge=0, description="so many of them never on spot; the others want spot"
+    )
     cpus: float = Field(default=1.0, ge=0, description="CPUs a replica asks Ray for")
     gpus: float = Field(default=0.0, ge=0, description="GPUs a replica asks for; vLLM: at least 1")
     accelerator: str | None = Field(default=None, description="type of GPU for vLLM, as L4")
@@ -81,6 +84,16 @@ class LLMArgs(BaseModel):
         if self.model is None and (self.accelerator or self.context):
             raise ValueError(
                 "accelerator and context are for Ray Serve LLM: name a model=, or leave them out"
+            )
+        if self.model is not None and self.floor:
+            raise ValueError(
+                f"floor={self.floor} is for the built-in GPT; Ray Serve LLM places its replicas "
+                "by itself: leave it out"
+            )
+        if self.floor > self.replicas:
+            raise ValueError(
+                f"floor={self.floor} is more than replicas={self.replicas}: give floor at most "
+                f"{self.replicas}, or replicas={self.floor}"
             )
         if self.model is not None and self.cache_tokens is not None:
             raise ValueError(
@@ -147,7 +160,7 @@ def build(args: LLMArgs) -> Any:
         return ray_llm.build(args)
     asked = settled(_asked(args), os.environ)  # "newest" and aliases, once for all replicas
     args = args.model_copy(update={"checkpoint": asked.checkpoint, "version": asked.version})
-    replicas = Replicas(least=args.replicas, cpus=args.cpus, gpus=args.gpus)
+    replicas = Replicas(least=args.replicas, floor=args.floor, cpus=args.cpus, gpus=args.gpus)
     served = model(slo_ms=_PROMISE_MS, max_batch=1, slots=64, replicas=replicas)(Completions)
     return served.bind(args)
 
