@@ -82,6 +82,10 @@ def test_a_notebook_runs_and_shows_what_it_is_about(
             sizes = [line.split() for line in frame if re.match(r"(1|8|32)\s", line)]
             assert [row[0] for row in sizes] == ["1", "8", "32"]
             assert [row[-1] for row in sizes] == ["0", "0", "0"], "no errors"
+            older, newer, again = re.findall(r"^(gpt@\d+) answers", shown, re.MULTILINE)
+            assert older == again != newer, "the version before answers again"
+            moves = connect(root=clone).models.history("gpt")[-2:]
+            assert [move.kind for move in moves] == ["promote", "rollback"]
         case _:
             assert {"job", "useful", "on-demand"} <= set(re.findall(r"[\w-]+", shown))
             with pytest.raises(FleetNotFoundError):
