@@ -162,6 +162,7 @@ def test_overload_goes_down_two_rungs_and_back_and_each_answer_is_of_the_variant
     agreement = {v.name: v.measured.agreement for v in published.version.variants if v.measured}
     with served(head, published) as url:
         told = requests.get(f"{url}/v1/model", timeout=30).json()
+        assert (told["overload"], told["rung"]) == ("degrade", 0)
         assert [rung["variant"] for rung in told["rungs"]] == ["fp32", "near", "far"]
         at = lambda rung: lambda: figures(url)["rung"] == rung or None  # noqa: E731
         with Readers(url, 2, every_s=1.0) as few:  # these stay when the others are gone
