@@ -7,6 +7,7 @@ import json
 import threading
 import time
 
+import grpc
 import numpy as np
 import pytest
 from openapi_spec_validator import validate
@@ -14,6 +15,9 @@ from openapi_spec_validator import validate
 from rayburst.errors import ModelError, RefusedError
 from rayburst.serve.codec import Codec
 from rayburst.serve.endpoint import Endpoint
+from rayburst.serve.grpc_call import predict
+from rayburst.serve.model_pb2 import PredictRequest
+from rayburst.serve.model_pb2_grpc import ModelStub, add_ModelServicer_to_server
 from rayburst.serve.openapi import describe
 from rayburst.serve.options import ModelOptions
 
@@ -116,6 +120,53 @@ def test_a_form_below_the_floor_is_not_even_loaded():
     assert made.model.loaded == ["fp32", "int8"]
     lower = made_of(Forms(), costs={"fp32": 20, "int8": 15, "tiny": 0.1}, agreement=0.5)
     assert asyncio.run(ask(lower, 12))[-1][:2] == (200, "tiny")
+
+
+class Servicer:
+    """What Serve calls of a replica."""
+
+    def __init__(self, made):
+        self.made = made
+
+    async def Predict(self, request, context):
+        return await predict(self.made, request, context)
+
+
+async def ask_over_grpc(made, count):
+    """As `ask`, over a connection: code and body with trailing metadata of each outcome."""
+    made.attach()
+    server = grpc.aio.server()
+    add_ModelServicer_to_server(Servicer(made), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+
+    async def outcome(call):
+        code, told = await call.code(), dict(await call.trailing_metadata())
+        return code, json.loads((await call).body) if code == grpc.StatusCode.OK else None, told
+
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        ask = ModelStub(channel).Predict
+        calls = []
+        for held in range(1, count + 2):
+            calls.append(ask(PredictRequest(body=b"[1]")))
+            async with asyncio.timeout(30):
+                while made.held < held and not calls[-1].done():
+                    await asyncio.sleep(0.001)
+        made.model.gate.set()
+        outcomes = [await outcome(call) for call in calls]
+    await server.stop(None)
+    return outcomes
+
+
+def test_over_grpc_trailing_metadata_say_the_form_and_when_to_ask_again():
+    made = made_of(Forms(), costs={"fp32": 20, "int8": 15})
+    first, *others = asyncio.run(ask_over_grpc(made, 12))
+    assert first == (grpc.StatusCode.OK, "fp32", {"x-rayburst-variant": "fp32"})
+    told = {"x-rayburst-variant": "int8", "x-rayburst-degraded": "0.9850"}
+    assert (grpc.StatusCode.OK, "int8", told) in others
+    refused = [told for code, _, told in others if code == grpc.StatusCode.UNAVAILABLE]
+    assert refused and all(float(told["retry-after-s"]) > 0 for told in refused)
+    assert "tiny" not in {answer for _, answer, _ in others}
 
 
 def test_by_handle_the_form_can_be_had_too():
