@@ -80,7 +80,7 @@ def test_a_table_from_another_machine_is_told(
     smaller = measured.host.model_copy(update={"threads": 7})
     monkeypatch.setattr(published, "host_of", lambda: smaller)
     why = load_served(asked, environ(models)).why
-    assert "measured with 1 threads of" in why and why.endswith(
+    assert f"measured with {measured.host.threads} threads of" in why and why.endswith(
         "python jobs/quantize.py --model gpt@2 --threads 7"
     )
     assert "a node like it" not in load_served(replace(asked, variant="fp32"), environ(models)).why
