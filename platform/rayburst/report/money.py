@@ -29,7 +29,6 @@ LOOKS: Mapping[str, dict[str, str]] = {
 """How each purpose is drawn; the same as in the demo's report, whose words are its own."""
 
 _MOST_ROWS = 14
-_NAME = 18
 
 
 def statement_page(statement: Statement) -> str:
@@ -94,7 +93,7 @@ def _shown(rows: Sequence[CostRow]) -> list[tuple[str, Mapping[str, Decimal]]]:
 
 
 def _bar(name: str, by: Mapping[str, Decimal], top: float, x: svg.Scale) -> list[str]:
-    short = name if len(name) <= _NAME else name[: _NAME - 1] + "…"
+    short = name if len(name) <= 14 else name[:6] + "…" + name[-7:]  # ids differ at their ends
     parts = [svg.text(0, top + 16, short, "strong")]
     start = 0.0
     for purpose, look in LOOKS.items():

@@ -140,14 +140,17 @@ def _span(lives: Sequence[NodeLife], run: Run, now_ms: int) -> Interval:
 
 
 def _of_run(entries: Sequence[Entry], name: str, hosts: set[str]) -> list[Entry]:
-    """The ledger's lines of whoever trained this run: by its model, else by most of its nodes."""
+    """The ledger's lines of whoever trained this run: by its model, and who held most of its nodes.
+
+    What a run keeps on the store is in its own name, what its nodes cost in that of its submission.
+    """
     named = {e.line.owner.job for e in entries if name in (e.line.owner.model, e.line.owner.job)}
-    if not named:
+    if not any(e.line.node for e in entries if e.line.owner.job in named):
         held: dict[str, int] = {}
         for e in entries:
             if e.line.node in hosts and e.line.owner.job:
                 held[e.line.owner.job] = held.get(e.line.owner.job, 0) + e.quantity
-        named = {max(held, key=lambda job: held[job])} if held else set()
+        named |= {max(held, key=lambda job: held[job])} if held else set()
     return [e for e in entries if e.line.owner.job in named]
 
 

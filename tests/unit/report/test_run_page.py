@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 
 from rayburst.cost.attribution import LaunchPrices, attribute, tell
-from rayburst.cost.entries import NANO
+from rayburst.cost.entries import NANO, Entry, Line, Owner
 from rayburst.cost.facts import Facts
 from rayburst.fleet.events import NodeEvent
 from rayburst.fleet.spec import FleetSpec
@@ -27,8 +29,8 @@ pools:
 """)
 
 
-@pytest.fixture
-def told(story) -> RunStory:
+def run_told(story, owner: Owner | None = None, more: Sequence[Entry] = ()) -> RunStory:
+    """The story with the ledger's lines; those of the run are `owner`'s, if given."""
     events = [NodeEvent(**event) for event in story.events]
     # what a fleet really writes of a host that was cut off
     events = [
@@ -49,7 +51,17 @@ def told(story) -> RunStory:
             now_ms=round(now * 1000),
         )
     ]
-    return tell_run("demo <1>", events, story.log, entries=entries, spec=SPEC, now=now)
+    if owner is not None:
+        entries = [
+            replace(e, line=replace(e.line, owner=owner)) if e.line.owner.job == "demo <1>" else e
+            for e in entries
+        ]
+    return tell_run("demo <1>", events, story.log, entries=[*entries, *more], spec=SPEC, now=now)
+
+
+@pytest.fixture
+def told(story) -> RunStory:
+    return run_told(story)
 
 
 def test_the_page_is_whole_loads_nothing_and_runs_nothing(told):
@@ -70,6 +82,25 @@ def test_its_dollars_are_the_ledgers_and_alternatives_are_the_same_node_time(tol
     known = {market: usd for market, usd in told.alternatives.items() if usd is not None}
     assert known["on-demand"] / known["spot"] == pytest.approx(0.0496 / 0.0148)
     assert known["spot"] < told.usd < known["on-demand"]
+
+
+def test_nodes_that_a_submission_held_and_objects_that_the_run_keeps_are_both_its_dollars(
+    told, story
+):
+    kept = Line(
+        start_ms=0,
+        end_ms=1,
+        node="",
+        pool="",
+        market="",
+        owner=Owner(job="demo <1>", model="demo <1>"),
+        purpose="storage",
+        unit="byte-seconds",
+    )
+    stored = Entry(line=kept, quantity=1, nano_usd=NANO)
+    both = run_told(story, Owner(job="raysubmit_8c1f", tenant="default"), [stored])
+    assert both.usd == pytest.approx(told.usd + 1.0)
+    assert both.alternatives == told.alternatives
 
 
 def test_interruptions_say_what_they_cost(told):
