@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -29,9 +28,8 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("rsync") is None, reason="`ray up` needs rsync"),
 ]
 A, B = "us-east-1a", "us-east-1b"
-JOIN_S = 40
+JOIN_S = 60
 TICK_S = 1.0
-BUDGET_USD = 0.001
 LOG = logging.getLogger(__name__)
 SPOT = "ray.io/market-type=spot"
 
@@ -121,7 +119,7 @@ def trains_with(cluster: CloudCluster, job: str, workers: int) -> str:
         log = cluster.at.log_of(job)
         return log if f"world {workers}" in log else None
 
-    return wait_for(told, what=f"{job} to train with {workers}", timeout_s=120)
+    return wait_for(told, what=f"{job} to train with {workers}", timeout_s=180)
 
 
 @pytest.mark.soak
@@ -175,7 +173,7 @@ def test_a_host_that_never_joins_closes_its_pool_and_is_ended(cluster: CloudClus
     with cluster.explained():
         cluster.work("never", 1, SPOT)
         (first,) = wait_for(lambda: cluster.hosts() or None, what="a launch")
-        (host,) = cluster.joined("never", 1)
+        (host,) = cluster.joined("never", 1, timeout_s=150)
         assert pool_of(host) != pool_of(first), "the pool is closed for a while"
         gone = wait_for(lambda: cluster.event("gone", first), what="its end")
         assert gone["why"] == f"it did not join within {JOIN_S} s"
@@ -217,36 +215,6 @@ def hanging(cluster: CloudCluster, host: str) -> Iterator[None]:
         for process in stopped:
             with suppress(psutil.NoSuchProcess):
                 process.resume()
-
-
-@pytest.mark.soak
-def test_a_job_leaves_its_hosts_inside_its_budget(cluster: CloudCluster) -> None:
-    run, since = f"run-{len(cluster.at.jobs)}", time.time()
-    with cluster.explained():
-        terms = {"span": "any", "budget": f"{BUDGET_USD} USD"}
-        job = cluster.at.train(run, "--workers 1:2 --steps 9000", terms)
-        try:
-            trains_with(cluster, job, 2)
-            hosts = wait_for(
-                lambda: all_gone(cluster, since), what="a budget that is spent", timeout_s=200
-            )
-            assert {host["requested"]["pool"] for host in hosts} == {"rack", "spot-a"}
-            assert all("budget" in host["notice"]["why"] for host in hosts)
-            paid_s = [(host["gone"]["t"] - host["requested"]["t"], host) for host in hosts]
-            usd = sum(s * host["gone"]["price_usd_per_hour"] / 3600 for s, host in paid_s)
-            LOG.info("%.5f USD of %s were spent", usd, BUDGET_USD)
-            assert BUDGET_USD / 2 < usd <= BUDGET_USD
-        finally:
-            cluster.at.asking(f"ray job stop {job}")
-
-
-def all_gone(cluster: CloudCluster, since: float) -> list[dict[str, Any]] | None:
-    """The events by kind of each host that was asked for since then, once all of them are gone."""
-    found: dict[str, dict[str, Any]] = {}
-    for event in cluster.events():
-        found.setdefault(event["node"], {})[event["kind"]] = event
-    hosts = [host for host in found.values() if host["requested"]["t"] >= since]
-    return hosts if all("gone" in host for host in hosts) else None
 
 
 @pytest.mark.soak
