@@ -87,11 +87,16 @@ def test_workers_that_share_a_node_lose_it_after_one_of_them_ran_out_of_memory(
     assert not run.records("leave"), "nobody restarted"
 
 
+@pytest.mark.parametrize(
+    "recovery",
+    ["in-place", *(pytest.param(t, marks=pytest.mark.soak) for t in ("restart", "public"))],
+)
 def test_a_mistake_on_one_rank_ends_the_job_at_once_with_its_traceback(
-    nodes: Nodes, start: Callable[..., Job], tmp_path: Path
+    nodes: Nodes, start: Callable[..., Job], tmp_path: Path, recovery: str
 ) -> None:
     nodes.ensure(2)
-    job = start(JOB, job_config(tmp_path, faults=[{"rank": 1, "step": 5, "what": "raise"}]))
+    faults = [{"rank": 1, "step": 5, "what": "raise"}]
+    job = start(JOB, job_config(tmp_path, faults=faults, recovery=recovery))
     assert job.wait() == 1
     assert (tmp_path / "fault-raise").exists()
     assert 'raise KeyError("the user\'s own mistake")' in job.output
@@ -100,7 +105,7 @@ def test_a_mistake_on_one_rank_ends_the_job_at_once_with_its_traceback(
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("recovery", ["in-place", "public"])
+@pytest.mark.parametrize("recovery", ["in-place", "restart", "public"])
 def test_all_nodes_at_once_go_on_from_the_store(
     nodes: Nodes, start: Callable[..., Job], tmp_path: Path, expected: set[str], recovery: str
 ) -> None:
