@@ -17,7 +17,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
@@ -111,17 +111,22 @@ def tell(facts: Facts) -> Story:
     by_node: dict[str, list[Hold]] = defaultdict(list)
     for hold in facts.holds:
         by_node[hold.node].append(hold)
+    read = {name: read_run(facts.runs[name]) for name in sorted(facts.runs)}
+    owners = {name: _owners_of(name, run, by_node) for name, run in read.items()}
+    models = _models(owners)
+    for node, held in by_node.items():
+        by_node[node] = [replace(h, owner=models.get(h.owner, h.owner)) for h in held]
     runs = []
     moved: list[Moved] = []
-    for name in sorted(facts.runs):
-        run, blocked = read_run(facts.runs[name]), blocked_on_checkpoints(facts.runs[name])
-        owner = _owner_of(run, by_node)
-        if owner is None:  # nobody was seen to hold anything: the log itself says who sat where
-            owner = Owner(job=name, model=name)
-            for hold in _tenures_as_holds(run, owner):
+    for name, run in read.items():
+        whose = [models.get(owner, owner) for owner in owners[name]]
+        if not whose:  # nobody was seen to hold anything: the log itself says who sat where
+            whose = [Owner(job=name, model=name)]
+            for hold in _tenures_as_holds(run, whose[0]):
                 by_node[hold.node].append(hold)
-        runs.append((owner, run, blocked))
-        moved += read_moved(facts.runs[name], run, lives, owner)
+        blocked = blocked_on_checkpoints(facts.runs[name])
+        runs += [(owner, run, blocked) for owner in whose]
+        moved += read_moved(facts.runs[name], run, lives, whose[0])
     return Story(lives=lives, holds=by_node, runs=runs, moved=moved, facts=facts)
 
 
@@ -265,15 +270,38 @@ def _end(hold: Hold) -> int:
     return _NEVER_MS if hold.end_ms is None else hold.end_ms
 
 
-def _owner_of(run: Run, by_node: Mapping[str, Sequence[Hold]]) -> Owner | None:
-    """Whose holds lie under the run's workers for the longest time; None where there are none."""
+def _owners_of(name: str, run: Run, by_node: Mapping[str, Sequence[Hold]]) -> list[Owner]:
+    """Whose holds lie under the run's workers, the longest time first.
+
+    Who has another model did not train it. A run that was submitted again has several: the next one trained
+    where the first held nothing.
+    """
+    stays: list[dict[Owner, int]] = []
     together: dict[Owner, int] = defaultdict(int)
     for tenure in run.tenures:
+        under: dict[Owner, int] = defaultdict(int)
         for hold in by_node.get(tenure.host, ()):
             shared = min(tenure.end_ms, _end(hold)) - max(tenure.start_ms, hold.start_ms)
-            if shared > 0:
+            if shared > 0 and hold.owner.model in ("", name):
+                under[hold.owner] += shared
                 together[hold.owner] += shared
-    return max(sorted(together), key=lambda owner: together[owner], default=None)
+        stays.append(under)
+    ranked = sorted(sorted(together), key=lambda one: -together[one])
+    trained = {next(one for one in ranked if one in under) for under in stays if under}
+    return [one for one in ranked if one in trained]
+
+
+def _models(owners: Mapping[str, Sequence[Owner]]) -> dict[Owner, Owner]:
+    """Owners of one run with it as their model; a search, which has many, is left as it is."""
+    trained: dict[Owner, list[str]] = defaultdict(list)
+    for name, whose in owners.items():
+        for owner in whose:
+            trained[owner].append(name)
+    return {
+        owner: replace(owner, model=names[0])
+        for owner, names in trained.items()
+        if len(names) == 1 and not owner.model
+    }
 
 
 def _tenures_as_holds(run: Run, owner: Owner) -> Iterator[Hold]:

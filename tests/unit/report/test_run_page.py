@@ -10,10 +10,11 @@ from xml.etree import ElementTree
 import pytest
 
 from rayburst.cost.attribution import LaunchPrices, attribute, tell
-from rayburst.cost.entries import NANO, Entry, Line, Owner
-from rayburst.cost.facts import Facts
+from rayburst.cost.entries import NANO, NOBODY, Entry, Line, Owner
+from rayburst.cost.facts import Facts, Hold
 from rayburst.fleet.events import NodeEvent
 from rayburst.fleet.spec import FleetSpec
+from rayburst.report.history import read_run
 from rayburst.report.run_page import RunStory, tell_run
 
 SPEC = FleetSpec.parse("""
@@ -101,6 +102,39 @@ def test_nodes_that_a_submission_held_and_objects_that_the_run_keeps_are_both_it
     both = run_told(story, Owner(job="raysubmit_8c1f", tenant="default"), [stored])
     assert both.usd == pytest.approx(told.usd + 1.0)
     assert both.alternatives == told.alternatives
+
+
+def test_node_time_of_submissions_that_trained_one_run_has_it_as_model(story):
+    tenures = sorted(
+        read_run(story.log).tenures, key=lambda one: (one.start_ms, one.host, one.rank)
+    )
+    middle = tenures[len(tenures) // 2].start_ms
+    server = Owner(job="serve lm", model="LanguageModel")
+
+    def hold(number: int, owner: Owner) -> Hold:
+        one = tenures[number]
+        id = f"{owner.job}-{number}"
+        return Hold(id=id, node=one.host, owner=owner, start_ms=one.start_ms, end_ms=one.end_ms)
+
+    first, again = (Owner(job=f"raysubmit_{n}", tenant="blue") for n in "ab")
+    holds = [
+        hold(number, first if one.start_ms < middle else again)
+        for number, one in enumerate(tenures)
+    ]
+    holds += [hold(number, server) for number in range(len(tenures))]
+    events = [NodeEvent(**event) for event in story.events]
+    runs = {"demo <1>": story.log}
+
+    def owners(facts: Facts) -> set[Owner]:
+        end_ms = round((max(event.t for event in events) + 10) * 1000)
+        period = (round(min(event.t for event in events) * 1000), end_ms)
+        found = attribute(tell(facts), prices=LaunchPrices(), period=period, now_ms=end_ms)
+        return {entry.line.owner for entry in found} - {NOBODY}
+
+    named = {replace(owner, model="demo <1>") for owner in (first, again)}
+    assert owners(Facts(events=events, holds=holds, runs=runs)) == {*named, server}
+    two = Facts(events=events, holds=holds, runs={**runs, "another": story.log})
+    assert owners(two) == {first, again, server}, "a search is no model"
 
 
 def test_interruptions_say_what_they_cost(told):
