@@ -53,11 +53,16 @@ class Restarting:
         assert not (folder / "go").exists()
         self.saved = self.run.records("committed")[-1]["step"]
         assert self.saved > 0
+        self.alone = len(self.run.records("start", world=1))  # before the second worker came
 
     def _coming_up(self) -> str | None:
         waits = self.folder / "waits"
         assert self.job.process.poll() is None, self.job.output
         return waits.read_text() if waits.exists() else None
+
+    def next_alone(self) -> dict[str, Any]:
+        """Where the run starts with one worker after this."""
+        return self.run.wait("start", world=1, at_least=self.alone + 1)[-1]
 
     def go(self) -> None:
         (self.folder / "go").touch()
@@ -75,7 +80,7 @@ def test_a_node_that_dies_while_workers_come_up_costs_no_step_that_was_saved(
 ) -> None:
     restarting = Restarting(nodes, start, tmp_path, tier)
     nodes.kill(restarting.node)
-    alone = restarting.run.wait("start", world=1)[0]
+    alone = restarting.next_alone()
     assert alone["step"] >= restarting.saved
     assert alone["node"] != restarting.node
     assert restarting.end() == expected
@@ -94,6 +99,6 @@ def test_a_node_that_gets_notice_while_workers_come_up_is_left_in_time(
     assert left["t"] < deadline_s
     nodes.kill(restarting.node)
     if tier != "in-place":
-        alone = run.wait("start", world=1)[0]
+        alone = restarting.next_alone()
         assert alone["step"] == left["step"], "no step is done again"
     assert restarting.end() == expected
