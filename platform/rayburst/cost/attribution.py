@@ -273,8 +273,8 @@ def _end(hold: Hold) -> int:
 def _owners_of(name: str, run: Run, by_node: Mapping[str, Sequence[Hold]]) -> list[Owner]:
     """Whose holds lie under the run's workers, the longest time first.
 
-    Who has another model did not train it. A run that was submitted again has several: the next one trained
-    where the first held nothing.
+    Who has another model did not train it. A run that was submitted again has several: the next
+    one trained where the first held nothing.
     """
     stays: list[dict[Owner, int]] = []
     together: dict[Owner, int] = defaultdict(int)
