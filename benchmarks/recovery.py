@@ -7,8 +7,9 @@
 A real Ray cluster of one-CPU nodes on this machine, a new one for each run, trains a small model,
 0.25 s a step. `spread` is rayburst with a model in pieces (FSDP2): one that is lost comes from a
 peer's memory or the store. `notice`: of three nodes one is drained with 10 s to go, then loses
-power; `cut`: one loses power; `growth`: a third node joins two. The seed says which rank is hit,
-rank 0 included, and after which step.
+power; `cut`: one loses power; `growth`: a third node joins two; `link`: no packet reaches a worker
+any more, while its process and its node live (stock waits for torch's half hour then, so it is left
+out). The seed says which rank is hit, rank 0 included, and after which step.
 
     gap_s       the longest time from the event on in which no rank finished a step
     steps_lost  finished steps that were done again
@@ -44,7 +45,8 @@ from ray.cluster_utils import Cluster
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks" / "out" / "recovery.json"
 RUNS = OUT.with_suffix(".jsonl")
-SYSTEMS, EVENTS = ("rayburst", "stock", "spread"), ("notice", "cut", "growth")
+SYSTEMS, EVENTS = ("rayburst", "stock", "spread"), ("notice", "cut", "growth", "link")
+WAITS = ("stock", "link")
 NOTICE_S = 10.0
 AFTER_STEPS = 20
 WAIT_S = 240.0
@@ -137,13 +139,14 @@ def once(system: str, event: str, seed: int) -> dict[str, Any]:
 
 def _run(nodes: Nodes, folder: Path, system: str, event: str, seed: int) -> dict[str, Any]:
     dice = random.Random(seed)
-    rank, at = (seed + (event == "cut")) % 3, dice.randrange(25, 35)
+    rank, at = (seed + (event in ("cut", "link"))) % 3, dice.randrange(25, 35)
     nodes.ensure(2 if event == "growth" else 3)
     config = {
         "name": f"{system}-{event}-{seed}",
         "storage": str(folder),
         "log": str(folder / "log"),
         "steps": 100_000,
+        "tests": str(ROOT / "tests"),
     }
     job = subprocess.Popen(
         [sys.executable, str(ROOT / "benchmarks" / "recovery_job.py"), system, json.dumps(config)],
@@ -161,6 +164,8 @@ def _run(nodes: Nodes, folder: Path, system: str, event: str, seed: int) -> dict
         event_s = time.time()
         if event == "growth":
             nodes.ensure(3)
+        elif event == "link":
+            (folder / f"silent-{rank}").touch()
         else:
             victim = next(line["node"] for line in reversed(before) if line["rank"] == rank)
             if event == "notice":
@@ -244,7 +249,8 @@ def main() -> None:
     if not chosen.add:
         RUNS.unlink(missing_ok=True)
     done = {(r["system"], r["event"], r["seed"]) for r in runs_so_far()}
-    todo = itertools.product(range(chosen.first, chosen.seeds), chosen.events, chosen.systems)
+    each = itertools.product(range(chosen.first, chosen.seeds), chosen.events, chosen.systems)
+    todo = [(seed, event, system) for seed, event, system in each if (system, event) != WAITS]
     end_s = time.monotonic() + chosen.within
     for seed, event, system in todo:
         if (system, event, seed) in done or time.monotonic() > end_s:
@@ -259,6 +265,8 @@ def main() -> None:
             flush=True,
         )
     for event in EVENTS:
+        if event == "link":
+            continue
         ratio = summary(runs_so_far()).get(f"ratio_{event}")
         print(f"ratio {event}: {'not measured' if ratio is None else f'{ratio:.3f}'}")
 

@@ -112,10 +112,17 @@ def ours(config: dict[str, Any]) -> None:
     run = start_run(RunOptions(checkpoint_every_s=STEP_S * CHECKPOINT_STEPS))
     wrapped = run.prepare(model, optimizer, shard=spread if config["system"] == "spread" else None)
     data = TensorDataset(torch.randn(4096, WIDTH))
+    sys.path.append(config["tests"])
+    from dead_link import fall_silent
+
+    silent = Path(config["storage"]) / f"silent-{run.rank}"
     for (x,) in run.batches(data, global_batch=48, steps=config["steps"]):
         run.backward((wrapped(x) - x).square().mean())
         if run.step():
             noted.step(run.steps_done, run.rank, run.world)
+        if silent.exists():
+            silent.unlink()
+            fall_silent()
         time.sleep(STEP_S)
 
 

@@ -9,7 +9,8 @@ rank before its step, or in its measurement before a checkpoint (`"at": "measure
 file `fault-WHAT` there. `node` in place of `rank` names Ray's node. `poison`: a sample whose loss
 is not a number. `spread`: with FSDP2, in fast mode. `folder`: where such files are, if not in the
 storage. `env`: names of variables that workers get from the driver. `asks`: the loop has a
-collective of its own. `recovery`: another tier. `waits_after`: in the group that starts once this
+collective of its own. `recovery`: another tier; `growth`, `collective_timeout_s`: what a group that
+restarts is given. `waits_after`: in the group that starts once this
 fault has happened, rank 1 waits at the start of its function for the file `go`, and a file `waits`
 has the id of its node.
 """
@@ -169,7 +170,8 @@ def main() -> None:
         options=ElasticOptions(
             recovery=config.get("recovery", "in-place"),
             resize_interval_s=2,
-            growth=GrowthOptions(start_patience_s=60),
+            growth=GrowthOptions(**config.get("growth", {"start_patience_s": 60})),
+            collective_timeout_s=config.get("collective_timeout_s", 300.0),
             in_place=InPlaceOptions(**config.get("in_place", {})),
         ),
     ).fit()

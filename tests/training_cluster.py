@@ -26,11 +26,11 @@ OPEN = {"RAY_AUTH_MODE": "disabled"}
 class _Cluster:
     """The cluster and its worker nodes, by Ray's node id."""
 
-    def __init__(self) -> None:
+    def __init__(self, dashboard: bool) -> None:
         from ray.cluster_utils import Cluster
 
         self._cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": dashboard}
         )
         self._nodes: dict[str, Any] = {}
         self._hosts: dict[str, str] = {}
@@ -100,11 +100,11 @@ class _Cluster:
         self._cluster.shutdown()
 
 
-def _answer(calls: Connection, env: dict[str, str]) -> None:
+def _answer(calls: Connection, env: dict[str, str], dashboard: bool) -> None:
     """Main of the cluster's process; Ray starts nodes in a main thread only."""
     os.environ.update(env)
     warnings.simplefilter("ignore", ResourceWarning)  # Ray does not wait for what it killed
-    cluster = _Cluster()
+    cluster = _Cluster(dashboard)
     while True:
         name, arguments = calls.recv()
         try:
@@ -120,13 +120,14 @@ class Nodes:
     """The cluster, in a process of its own whose processes have `env` in their environment.
 
     Ray keeps a process's authentication once it is known, so that a fleet that another test
-    reached before from this process would decide how these nodes start.
+    reached before from this process would decide how these nodes start. `dashboard`: what Ray asks
+    whether a controller lives.
     """
 
-    def __init__(self, env: dict[str, str]) -> None:
+    def __init__(self, env: dict[str, str], *, dashboard: bool = False) -> None:
         context = multiprocessing.get_context("spawn")
         self._calls, theirs = context.Pipe()
-        self._process = context.Process(target=_answer, args=(theirs, {**env, **OPEN}))
+        self._process = context.Process(target=_answer, args=(theirs, {**env, **OPEN}, dashboard))
         self._process.start()
         theirs.close()
         self.address: str = self._call("address")

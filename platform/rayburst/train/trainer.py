@@ -35,12 +35,14 @@ from typing import Any, Literal
 
 import ray
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.exceptions import RayActorError
+from ray.train.torch import TorchTrainer
 
 from rayburst.checkpoint.peers import release_peer
 from rayburst.train.inplace.roster import InPlaceOptions
 from rayburst.train.losses import LossBudget, LossOptions, are_losses, surviving
 from rayburst.train.resizing import GrowthOptions
+from rayburst.train.torch_group import TorchGroupConfig
 from rayburst.train.versions import is_tested_ray
 
 __all__ = ["ElasticOptions", "ElasticTrainer", "Workers"]
@@ -134,9 +136,9 @@ class ElasticTrainer:
         traceback) or when losses follow each other too quickly.
         """
         try:
-            if self._is_public:
-                return self._fit_publicly()
-            return self._trainer(os.environ).fit()
+            if self._options.recovery == "in-place" and not self._is_public:
+                return self._trainer(os.environ).fit()
+            return self._fit_again_and_again()
         finally:
             if ray.is_initialized():
                 release_peer(self._run)
@@ -145,17 +147,24 @@ class ElasticTrainer:
     def _is_public(self) -> bool:
         return self._options.recovery == "public" or not is_tested_ray()
 
-    def _fit_publicly(self) -> Any:
-        """As often as workers are lost and nothing else: Ray ends the run where all of them are, or
-        where it sees the loss before those that are left have left.
+    def _fit_again_and_again(self) -> Any:
+        """From the newest snapshot, as often as Ray ends the run for losses and for nothing else.
+
+        Its controller has died, and its workers with it; or, with public API alone, all workers are
+        lost, or it sees a loss before those that are left have left.
         """
         budget = LossBudget(self._options.losses)
         while True:
             try:
                 return self._trainer(os.environ).fit()
+            except RayActorError as error:
+                if not budget.spend(time.monotonic()):
+                    raise
+                _logger.warning("the controller died, training starts again: %s", error)
             except ray.train.TrainingFailedError as error:
                 failures = list(getattr(error, "worker_failures", {}).values())
-                if not are_losses(failures) or not budget.spend(time.monotonic()):
+                is_lost = self._is_public and are_losses(failures)
+                if not is_lost or not budget.spend(time.monotonic()):
                     raise
                 _logger.warning("workers were lost, training starts again: %s", failures[0])
 
@@ -202,7 +211,7 @@ class ElasticTrainer:
             "train_loop_config": self._config,
             "scaling_config": scaling,
             "run_config": run,
-            "torch_config": TorchConfig(
+            "torch_config": TorchGroupConfig(
                 backend=backend, timeout_s=int(options.collective_timeout_s)
             ),
         }

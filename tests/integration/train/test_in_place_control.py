@@ -218,13 +218,14 @@ def test_a_loss_that_is_no_number_stops_the_run_or_is_left_out(
 
 @pytest.mark.soak
 def test_a_rank_that_ray_ends_for_its_memory_is_replaced(
-    nodes: Nodes, start: Callable[..., Job], tmp_path: Path, expected: set[str]
+    nodes: Nodes,
+    start: Callable[..., Job],
+    tmp_path: Path,
+    expected: set[str],
+    small_node: Callable[[], str],
 ) -> None:
     nodes.ensure(1)
-    # of the whole machine, as Ray counts it: 4 GB more than now, of which the run itself takes 2
-    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    total, free = (int(lines[k].split()[0]) * 1024 for k in ("MemTotal", "MemAvailable"))
-    small = nodes.add(memory_share=(total - free + 4e9) / total)
+    small = small_node()
     faults = [{"node": small, "step": 5, "what": "memory"}]
     job = start(JOB, job_config(tmp_path, faults=faults))
     run = Run(f"{tmp_path}/r", job)
