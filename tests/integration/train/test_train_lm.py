@@ -21,7 +21,7 @@ from rayburst.train.trained import load_model
 
 pytestmark = pytest.mark.timeout(900)
 JOB = str(Path(__file__).resolve().parents[3] / "jobs" / "train_lm.py")
-STEPS = 170
+STEPS = 450
 
 # The job with quick growth, so that the test need not wait for it.
 ELASTIC = """
