@@ -174,7 +174,12 @@ def _run(nodes: Nodes, folder: Path, system: str, event: str, seed: int) -> dict
             nodes.cut(victim)
         changed_s, world = time.time(), 3 if event == "growth" else 2
 
+        known = {line["pid"] for line in before}
+
         def goes_on() -> bool:
+            if event == "link":  # the process is replaced on its node before two have trained long
+                new = [x["step"] for x in lines_of(log) if x["pid"] not in known]
+                return bool(new) and max(new) >= min(new) + AFTER_STEPS
             after = [x for x in lines_of(log) if x["t"] > changed_s and x["world"] == world]
             return bool(after) and after[-1]["step"] >= after[0]["step"] + AFTER_STEPS
 
