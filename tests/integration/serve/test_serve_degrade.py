@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from prometheus_client.parser import text_string_to_metric_families
 from support import wait_for
 from trained_runs import save_model
 
@@ -26,6 +25,7 @@ from rayburst.serve.deploy import delete, deploy
 from rayburst.train.gpt import GPT, GPTConfig
 
 from .conftest import Head, Trained
+from .test_serve_variants import figures
 
 pytestmark = pytest.mark.timeout(240)
 SHAPE = GPTConfig(block_size=256, n_layer=16, n_head=4, n_embd=192)
@@ -126,17 +126,6 @@ class Readers:
     def variants(self) -> Counter[str]:
         """Answers by the variant that their header names."""
         return Counter(variant for status, variant, *_ in self.told if status == 200)
-
-
-def figures(url: str) -> dict[str, float]:
-    """Answers by variant, and the rung on which the replica stands."""
-    page = requests.get(f"{url}/metrics", timeout=60).text
-    samples = [s for family in text_string_to_metric_families(page) for s in family.samples]
-    counted = {
-        s.labels["variant"]: s.value for s in samples if s.name == "rayburst_serve_variant_total"
-    }
-    (rung,) = (s.value for s in samples if s.name == "rayburst_serve_rung")
-    return {**counted, "rung": rung}
 
 
 @contextmanager

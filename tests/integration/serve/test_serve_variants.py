@@ -20,7 +20,7 @@ ABLE = 10  # requests a second that fp32 can answer
 
 def figures(url: str) -> dict[str, float]:
     """What the replica counts: answers by variant, and the rung on which it stands."""
-    page = requests.get(f"{url}/metrics", timeout=30).text
+    page = requests.get(f"{url}/metrics", timeout=60).text
     samples = [s for family in text_string_to_metric_families(page) for s in family.samples]
     counted = {
         s.labels["variant"]: s.value for s in samples if s.name == "rayburst_serve_variant_total"
