@@ -84,15 +84,24 @@ def tco(
     machine = read_owned(file, sku)
     catalogue = with_files([file])
     shares = {market: Decimal(share) for market, share in _pairs("--useful", useful)}
-    rents, goodput = {}, {}
+    rents, goodput, unpriced = {}, {}, []
     for other in against:
         offer = catalogue.offer(other)
+        if not offer.prices:
+            unpriced.append(other)
         for market, price in offer.prices.items():
             name = f"{other} {market}"
             rents[name] = price.usd_per_hour
             goodput[name] = shares.get(market, Decimal(1))
+    if not rents:
+        raise PriceError(
+            f"no price is known of {', '.join(unpriced)}, so there is no rent to compare with: put "
+            f"one in {file}, or name others with --against (`rayburst prices ls` lists them)"
+        )
     point = break_even(machine, rents=rents, useful=goodput)
     _out.print(point.table())
+    if unpriced:
+        _out.print(f"left out, since no price is known: {', '.join(unpriced)}")
     if plot is not None:
         from rayburst.report.curves import own_or_rent_page
 

@@ -116,7 +116,12 @@ def break_even(
     Args:
         useful: by rent, the share of paid hours that are work (goodput): a spot machine that spends
             a tenth of its hours on restarts has 0.9. By default 1.
+
+    Raises:
+        PriceError: there is no rent, or a share is none.
     """
+    if not rents:
+        raise PriceError('rents is empty: give USD an hour by name, as {"spot": Decimal("0.97")}')
     shares = useful or {}
     bad = {name: s for name, s in shares.items() if not 0 < s <= 1}
     if bad:

@@ -81,3 +81,19 @@ def test_the_commands_advise(tmp_path):
     assert rank.exit_code == 0 and "assumed" in rank.output
     with pytest.raises(PriceError, match="it does of h100-8"):
         read_owned(file, "p5.48xlarge")
+
+
+def test_a_machine_without_a_price_is_no_rent(tmp_path):
+    file, page = tmp_path / "mine.csv", tmp_path / "own.html"
+    header, *rows = own_template().splitlines()
+    bare = ",".join("quiet-1" if name == "sku" else "" for name in header.split(","))
+    file.write_text("\n".join([header, *rows, bare]))
+    words = ["tco", "h100-8", "--file", str(file), "--against", "quiet-1"]
+    alone = CliRunner().invoke(app, [*words, "--plot", str(page)])
+    assert isinstance(alone.exception, PriceError) and not page.exists()
+    assert "no price is known of quiet-1" in str(alone.exception)
+    both = CliRunner().invoke(app, [*words, "--against", "p5.48xlarge", "--plot", str(page)])
+    assert both.exit_code == 0 and "left out, since no price is known: quiet-1" in both.output
+    assert "p5.48xlarge on-demand" in page.read_text() and "quiet-1" not in page.read_text()
+    with pytest.raises(PriceError, match="rents is empty"):
+        break_even(RACK, rents={})
