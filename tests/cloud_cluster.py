@@ -1,8 +1,14 @@
-"""A cluster whose hosts are EC2 instances of a cloud in a box, for tests."""
+"""A cluster whose hosts are EC2 instances of a cloud in a box, for tests.
+
+with cloud_cluster(folder, lab(pools)) as cluster:
+    cluster.work("two", 2, SPOT)
+    hosts = cluster.joined("two", 2)
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from box_cluster import BoxCluster
+from box_cluster import BoxCluster, replaced
 from support import wait_for
 
 from rayburst.dev.cloud.cloud import Cloud, Instance
@@ -31,12 +37,6 @@ software: {{python: {python}}}
 head: {{ssh: {{host: {head}, user: root, key: ~/.ssh/fleet, known_hosts: ~/.ssh/fleet_hosts}}}}
 pools:
 """
-RACK = """\
-  - {{name: rack, kind: ssh, market: on-prem, shape: {{cpus: 1, memory: 1GiB}}, price: 0.01 USD/h,
-     hosts: {{max: 1}}, ssh: {{hosts: [{rack}], user: root, key: ~/.ssh/fleet,
-     known_hosts: ~/.ssh/fleet_hosts}}}}
-"""
-ENV = ". ~/.rayburst/lab/env; "
 _RUN_LOG = """python -c '
 import json, os
 from rayburst.checkpoint.store import ObjectStore
@@ -46,14 +46,51 @@ print(json.dumps([r for r in runlog.read(store, "{run}") if r["kind"] in ("step"
 '"""
 
 
-def ec2_pool(cloud: Cloud, name: str, zone: str, *, price: float, market: str = "spot") -> str:
+FleetFile = Callable[[Cloud, BoxCluster], str]
+"""The text of a fleet file for a cloud and its hosts on-prem."""
+
+
+def ec2_pool(name: str, zone: str, *, price: float, market: str = "spot") -> str:
     """One pool of a fleet file: machines of one CPU in one zone, at most two."""
     return (
-        f"  - {{{{name: {name}, kind: ec2, market: {market}, region: us-east-1, zone: {zone},\n"
-        f"     shape: {{{{cpus: 1, memory: 1GiB}}}}, price: {price} USD/h, hosts: {{{{max: 2}}}},\n"
-        f"     ec2: {{{{types: [m6i.large], image: {cloud.ami}, subnets: [{cloud.subnets[zone]}],\n"
-        f"           endpoint: '{cloud.endpoint}', rebalance: 10s}}}}}}}}\n"
+        f"  - {{name: {name}, kind: ec2, market: {market}, region: us-east-1, zone: {zone},\n"
+        f"     shape: {{cpus: 1, memory: 1GiB}}, price: {price} USD/h, hosts: {{max: 2}},\n"
+        f"     ec2: {{types: [m6i.large], image: AMI, subnets: [SUBNET-{zone}],\n"
+        "           endpoint: 'EC2', rebalance: 10s}}\n"
     )
+
+
+def lab(pools: str, *, join: str = "60s") -> FleetFile:
+    """A small fleet with these pools (of `ec2_pool`), no machine on-prem but the head's."""
+
+    def text(cloud: Cloud, at: BoxCluster) -> str:
+        ours = {f"SUBNET-{zone}": subnet for zone, subnet in cloud.subnets.items()}
+        ours |= {"AMI": cloud.ami, "EC2": cloud.endpoint}
+        said = HEAD_AND_LIMITS.format(
+            endpoint=at.store.endpoint,
+            python=sys.executable,
+            head=at.hosts["head"].address,
+            join=join,
+        )
+        return said + replaced(pools, ours)
+
+    return text
+
+
+@contextmanager
+def cloud_cluster(
+    folder: Path, file: FleetFile, *, fleet: str = "lab", racks: int = 0
+) -> Iterator[CloudCluster]:
+    """A cluster of `ray up` in a cloud of two zones; `ray down` ends it and nothing is left."""
+    shared = Path(tempfile.mkdtemp(dir="/var/tmp"))  # hosts have a /tmp of their own
+    try:
+        with Cloud(folder, zones=2) as cloud:
+            cluster = CloudCluster(cloud, shared, BoxCluster(cloud.box, racks=racks, fleet=fleet))
+            cluster.up(file)
+            yield cluster
+            cluster.down()
+    finally:
+        shutil.rmtree(shared)
 
 
 def _pool_of(instance: Any) -> str:
@@ -61,39 +98,53 @@ def _pool_of(instance: Any) -> str:
 
 
 class CloudCluster:
-    """A head, and one machine on-prem or none, in the box of `cloud`, by `ray up`; and work."""
+    """A head and machines on-prem in the box of `cloud`, by `ray up`; and work.
 
-    def __init__(
-        self, cloud: Cloud, pools: str, shared: Path, *, join: str = "60s", racks: int = 1
-    ) -> None:
-        self.cloud = cloud
+    Attributes:
+        at: the machines, and the user's.
+        peak: how many instances each pool had at the most.
+        shared: a folder that every host sees.
+    """
+
+    def __init__(self, cloud: Cloud, shared: Path, at: BoxCluster) -> None:
+        self.cloud, self.shared, self.at = cloud, shared, at
         self.peak: Counter[str] = Counter()
         self._works: dict[str, Path] = {}  # the newest folder of each work
-        self.shared = shared  # a folder that every host sees
-        self.at = BoxCluster(cloud.box, racks=racks)
         keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-        cloud.image.update({key: self.at.store.environment()[key] for key in keys})
-        text = (HEAD_AND_LIMITS + RACK * racks + pools).format(
-            endpoint=self.at.store.endpoint,
-            python=sys.executable,
-            head=self.at.hosts["head"].address,
-            rack=self.at.hosts["rack-1"].address if racks else "",
-            join=join,
-        )
+        cloud.image.update({key: at.store.environment()[key] for key in keys})
         self._followed = cloud.ec2.called
         cloud.ec2.called = self._called
-        self.at.put("laptop", "~/lab.yaml", text)
-        self.at.laptop("rayburst fleet render lab.yaml --to ray-up > lab.ray.yaml")
-        self.at.laptop("ray up -y --no-config-cache lab.ray.yaml", timeout_s=180)
+
+    def up(self, file: FleetFile) -> None:
+        """`ray up`, and the tunnel to it."""
+        name = self.at.fleet
+        self.at.put("laptop", f"~/{name}.yaml", file(self.cloud, self.at))
+        self.at.laptop(f"rayburst fleet render {name}.yaml --to ray-up > {name}.ray.yaml")
+        self.at.laptop(f"ray up -y --no-config-cache {name}.ray.yaml", timeout_s=180)
         self.at.tunnel()
+        assert self.cloud.instances() == [] and self.at.living() == {}, "no host without work"
 
     def down(self) -> None:
         """`ray down`; nothing of the cluster is left anywhere."""
-        self.at.laptop("ray down -y lab.ray.yaml", timeout_s=120)
+        self.at.laptop(f"ray down -y {self.at.fleet}.ray.yaml", timeout_s=120)
         for host in self.at.hosts.keys() - {"laptop"}:
             assert self.at.processes_on(host) == []
             assert "lease.json" not in self.at.on(host, "ls -A ~/.rayburst")
         assert self.cloud.instances() == []
+
+    def all_given_back(self) -> None:
+        """Wait until no host is left, each with one beginning and one end in the event log."""
+        with self.explained():
+            self.wait_until_empty(timeout_s=90)
+            wait_for(lambda: not self.at.living() or None, what="the rack to be given back")
+            wait_for(lambda: self._all_ended() or None, what="each node's end in the event log")
+        assert all(most <= 2 for most in self.peak.values()), self.peak
+
+    def _all_ended(self) -> bool:
+        kinds = Counter((event["node"], event["kind"]) for event in self.at.events())
+        assert not [one for one, count in kinds.items() if count > 1], "no node counts twice"
+        nodes = {node for node, _ in kinds}
+        return all((node, "requested") in kinds and (node, "gone") in kinds for node in nodes)
 
     def _called(self) -> None:
         self._count()
@@ -128,7 +179,8 @@ class CloudCluster:
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.shared))
         self._works[name] = folder
         words = " ".join([str(script), str(folder / "release"), str(count), *labels])
-        command = f"{ENV} python {words} > {folder}/said 2>&1"
+        env = f". ~/.rayburst/{self.at.fleet}/env"
+        command = f"{env}; python {words} > {folder}/said 2>&1"
         return self.at.background(command, on="head")
 
     def release(self, name: str) -> None:
@@ -178,11 +230,6 @@ class CloudCluster:
         self.cloud.ec2.called = look
         return done
 
-    def events(self) -> list[dict[str, Any]]:
-        """The node event log."""
-        told = self.at.on("head", f"cd; {ENV} rayburst events lab --json")
-        return [json.loads(line) for line in told.splitlines() if line.startswith("{")]
-
     def run_log(self, run: str) -> list[dict[str, Any]]:
         """The steps and commits of a training run, in the order of their times."""
         told = self.at.on_head(_RUN_LOG.format(run=run))
@@ -191,12 +238,9 @@ class CloudCluster:
     def ticks(self) -> list[Tick]:
         """What the planner saw and answered, from the head's log."""
         file = self.shared / "ticks.jsonl"
-        told = self.at.on("head", "cat ~/.rayburst/lab/logs/ticks.jsonl")
+        told = self.at.on("head", f"cat ~/.rayburst/{self.at.fleet}/logs/ticks.jsonl")
         file.write_text("".join(f"{line}\n" for line in told.splitlines() if line.startswith("{")))
         return list(read_ticks(file))
-
-    def event(self, kind: str, node: str) -> dict[str, Any] | None:
-        return next((e for e in self.events() if (e["kind"], e["node"]) == (kind, node)), None)
 
     def wait_until_empty(self, *, timeout_s: float = 60) -> None:
         """Wait until the cloud has no instance left."""

@@ -1,22 +1,18 @@
-"""Training on EC2 spot: an outage of all of it, and what a job may spend."""
+"""Training on EC2 spot: an outage of all of it, and what a job and a tenant may spend."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from cloud_cluster import CloudCluster, ec2_pool
+from cloud_cluster import CloudCluster, cloud_cluster, ec2_pool, lab
 from support import wait_for
 
 from rayburst.dev.cloud.box import why_not
-from rayburst.dev.cloud.cloud import Cloud
 from rayburst.dev.cloud.market import ANY
 from rayburst.fleet.recorder import replanned, said
 
@@ -28,40 +24,24 @@ pytestmark = [
 ]
 ZONES = ("us-east-1a", "us-east-1b")
 USD_PER_HOUR = 0.36
-JOB_USD = 0.012
+JOB_USD, TENANT_USD = 0.012, 0.03
+TENANTS = f"tenants: [{{name: blue, budget: {TENANT_USD} USD}}]\n"
 FOREVER = "--steps 100000 --workers"
 LOG = logging.getLogger(__name__)
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudCluster]:
-    shared = Path(tempfile.mkdtemp(dir="/var/tmp"))  # hosts have a /tmp of their own
-    try:
-        with Cloud(tmp_path_factory.mktemp("cloud"), zones=2) as cloud:
-            pools = "".join(ec2_pool(cloud, zone[-1], zone, price=USD_PER_HOUR) for zone in ZONES)
-            cluster = CloudCluster(cloud, pools, shared, racks=0)
-            yield cluster
-            cluster.down()
-    finally:
-        shutil.rmtree(shared)
+    pools = "".join(ec2_pool(zone[-1], zone, price=USD_PER_HOUR) for zone in ZONES)
+    with cloud_cluster(tmp_path_factory.mktemp("cloud"), lab(pools + TENANTS)) as cluster:
+        yield cluster
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(cluster: CloudCluster) -> Iterator[None]:
     """Every test ends with an empty cloud; never too many, and no node counted twice."""
     yield
-    with cluster.explained():
-        cluster.wait_until_empty(timeout_s=90)
-        wait_for(lambda: all_ended(cluster) or None, what="each node's one end in the event log")
-    assert 1 <= max(cluster.peak.values()) <= 2, cluster.peak
-
-
-def all_ended(cluster: CloudCluster) -> bool:
-    """Whether each node was requested once and ended once, by the event log."""
-    kinds = Counter((event["node"], event["kind"]) for event in cluster.events())
-    assert not [one for one, count in kinds.items() if count > 1], "no node counts twice"
-    nodes = {node for node, _ in kinds}
-    return all((node, "requested") in kinds and (node, "gone") in kinds for node in nodes)
+    cluster.all_given_back()
 
 
 def steps(cluster: CloudCluster, run: str) -> list[int]:
@@ -95,7 +75,7 @@ def test_training_outlives_an_outage_of_all_of_spot(cluster: CloudCluster) -> No
             what="steps again",
             timeout_s=300,
         )
-        back = max(event["t"] for event in cluster.events() if event["kind"] == "requested")
+        back = max(event["t"] for event in cluster.at.events() if event["kind"] == "requested")
         LOG.info(
             "%.0f s without hosts; then asked for them after %.1f s",
             back_at - out_at,
@@ -113,7 +93,7 @@ def sent_away(cluster: CloudCluster, count: int, earlier: set[str]) -> list[dict
     """The events of so many new hosts, once all have ended and the cloud is empty."""
 
     def probe() -> list[dict[str, Any]] | None:
-        events = [event for event in cluster.events() if event["node"] not in earlier]
+        events = [event for event in cluster.at.events() if event["node"] not in earlier]
         gone = [event for event in events if event["kind"] == "gone"]
         return events if len(gone) == count else None
 
@@ -138,7 +118,7 @@ def stopped_at_a_checkpoint(cluster: CloudCluster, run: str) -> None:
 
 
 def test_a_job_s_budget_is_held(cluster: CloudCluster) -> None:
-    earlier = {event["node"] for event in cluster.events()}
+    earlier = {event["node"] for event in cluster.at.events()}
     with cluster.explained():
         job = cluster.at.train("thrifty", f"{FOREVER} 1:1", {"budget": f"{JOB_USD} USD"})
         events = sent_away(cluster, 1, earlier)
@@ -148,4 +128,21 @@ def test_a_job_s_budget_is_held(cluster: CloudCluster) -> None:
         assert 0.5 * JOB_USD < paid_usd(events) <= JOB_USD
         stopped_at_a_checkpoint(cluster, "thrifty")
         cluster.at.asking(f"ray job stop {job}")
-        assert len({event["node"] for event in cluster.events()} - earlier) == 1, "no other came"
+        assert len({event["node"] for event in cluster.at.events()} - earlier) == 1, "no other came"
+
+
+def test_two_jobs_share_their_tenant_s_budget(cluster: CloudCluster) -> None:
+    earlier = {event["node"] for event in cluster.at.events()}
+    with cluster.explained():
+        runs = ("blue-1", "blue-2")
+        jobs = [cluster.at.train(run, f"{FOREVER} 1:1", {"tenant": "blue"}) for run in runs]
+        events = sent_away(cluster, 2, earlier)
+        LOG.info("paid %.4f of %.4f USD", paid_usd(events), TENANT_USD)
+        notices = [event for event in events if event["kind"] == "notice"]
+        assert len(notices) == 2 and all("budget" in notice["why"] for notice in notices)
+        assert 0.5 * TENANT_USD < paid_usd(events) <= TENANT_USD
+        for run in runs:
+            stopped_at_a_checkpoint(cluster, run)
+        for job in jobs:
+            cluster.at.asking(f"ray job stop {job}")
+        assert len({event["node"] for event in cluster.at.events()} - earlier) == 2, "no other came"

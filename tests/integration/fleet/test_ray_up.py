@@ -68,7 +68,7 @@ def trains_with(cluster: BoxCluster, job: str, workers: int) -> None:
     def told() -> bool | None:
         return f"world {workers}" in cluster.log_of(job) or None
 
-    wait_for(told, what=f"{job} to train with {workers}", timeout_s=120)
+    wait_for(told, what=f"{job} to train with {workers}", timeout_s=180)
 
 
 def test_machines_join_when_there_is_work_and_leave_when_there_is_none(cluster: BoxCluster) -> None:
@@ -136,7 +136,6 @@ def test_the_autoscaler_is_killed_while_machines_are_launched(cluster: BoxCluste
         all_given_back(cluster)
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(500)
 def test_a_lost_head_comes_back_elsewhere_and_training_goes_on(cluster: BoxCluster) -> None:
     lost = cluster.hosts["head"]

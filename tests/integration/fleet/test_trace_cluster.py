@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cloud_cluster import CloudCluster, ec2_pool
+from cloud_cluster import CloudCluster, cloud_cluster, ec2_pool, lab
 from support import wait_for
 
 from rayburst.dev.cloud.box import why_not
-from rayburst.dev.cloud.cloud import Cloud
 from rayburst.dev.cloud.script import from_traces
 from rayburst.fleet.recorded import PRIOR
 from rayburst.fleet.recorder import replanned, said
@@ -55,17 +53,10 @@ LOG = logging.getLogger(__name__)
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudCluster]:
-    shared = Path(tempfile.mkdtemp(dir="/var/tmp"))  # hosts have a /tmp of their own
-    try:
-        with Cloud(tmp_path_factory.mktemp("cloud"), zones=2) as cloud:
-            pools = "".join(
-                ec2_pool(cloud, name, zone, price=PRICE) for name, zone in (("a", A), ("b", B))
-            )
-            cluster = CloudCluster(cloud, pools, shared, join="120s", racks=0)
-            yield cluster
-            cluster.down()
-    finally:
-        shutil.rmtree(shared)
+    pools = "".join(ec2_pool(name, zone, price=PRICE) for name, zone in (("a", A), ("b", B)))
+    folder = tmp_path_factory.mktemp("cloud")
+    with cloud_cluster(folder, lab(pools, join="120s")) as cluster:
+        yield cluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +136,7 @@ def test_a_recorded_market_is_planned_and_paid_for_as_the_simulation_says(
         cluster.at.asking(f"ray job stop {job}")
         cluster.wait_until_empty(timeout_s=90)
         events = wait_for(
-            lambda: found if all_ended(found := cluster.events()) else None,
+            lambda: found if all_ended(found := cluster.at.events()) else None,
             what="the ends of all hosts on record",
         )
     hosts = stays(events, cluster.run_log("traced"))
@@ -176,7 +167,7 @@ def test_a_recorded_market_is_planned_and_paid_for_as_the_simulation_says(
 
 def hosts_up(cluster: CloudCluster, count: int) -> float | None:
     """When the host of that number had joined; None before."""
-    joined = [event["t"] for event in cluster.events() if event["kind"] == "up"]
+    joined = [event["t"] for event in cluster.at.events() if event["kind"] == "up"]
     return joined[count - 1] if len(joined) >= count else None
 
 
