@@ -10,13 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rayburst.fleet.events import NodeEvent
+from rayburst.report import numbers
 
 POWER_CUT = "power cut"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Taken:
-    """One interruption. `notice_s`: warning time; None for a power cut."""
+    """One interruption. `notice_s`: warning time, 0 without a deadline; None for a power cut."""
 
     t: float
     node: str
@@ -26,8 +27,8 @@ class Taken:
 
     @property
     def words(self) -> str:
-        """As a reader takes it in: "notice 30 s" or "power cut"."""
-        return POWER_CUT if self.notice_s is None else f"notice {self.notice_s:.0f} s"
+        """As a reader takes it in: "notice 30 s", "notice at once" or "power cut"."""
+        return POWER_CUT if self.notice_s is None else numbers.notice(self.notice_s)
 
 
 def taken_away(events: Iterable[NodeEvent]) -> list[Taken]:

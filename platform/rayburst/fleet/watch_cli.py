@@ -52,7 +52,9 @@ def watch(
     def drain(notice: Notice) -> bool:
         done = drain_host(gcs, "", notice, address=own)
         told = "Ray drains it" if done else f"Ray has no node at {own}, or does not answer"
-        typer.echo(f"{notice.why}, {notice.deadline - time.time():.0f} s from now: {told}")
+        left_s = notice.deadline - time.time()
+        due = f"{left_s:.0f} s from now" if left_s >= 0.5 else "at once"
+        typer.echo(f"{notice.why}, {due}: {told}")
         return done
 
     watcher = Watcher(ImdsNoticeSource(endpoint=imds, rebalance_s=rebalance), drain)

@@ -26,7 +26,7 @@ class Interruption:
         """What was done to the node: "notice 30 s" or "power cut"."""
         if self.kind == "cut":
             return "power cut"
-        return f"notice {numbers.seconds(self.notice_s)}"
+        return numbers.notice(self.notice_s)
 
 
 def read_interruption(raw: Mapping[str, Any]) -> Interruption:

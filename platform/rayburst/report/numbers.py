@@ -29,6 +29,11 @@ def seconds(value: float | None) -> str:
     return _two(round(value / 60), "h", "min")
 
 
+def notice(value: float | None) -> str:
+    """How long before its end a node was told of it: notice 30 s, notice of 0: notice at once."""
+    return "notice at once" if value is not None and value < 0.05 else f"notice {seconds(value)}"
+
+
 def _two(small: int, big_unit: str, small_unit: str) -> str:
     """So many of the smaller unit, sixty to the bigger one; no zero of the smaller is said."""
     big, rest = divmod(small, 60)

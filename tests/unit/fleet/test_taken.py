@@ -35,3 +35,14 @@ def test_notices_and_cuts_count_once_and_what_is_given_back_does_not():
         ("b", "power cut", 50),
         ("d", "notice 30 s", 70),
     ]
+
+
+def test_a_notice_without_time_left_is_told_as_one_at_once():
+    found = taken_away(
+        [
+            event(10, "notice", "a"),
+            event(20, "notice", "b", deadline=19),
+            event(30, "notice", "c", deadline=34),
+        ]
+    )
+    assert [t.words for t in found] == ["notice at once", "notice at once", "notice 4.0 s"]
