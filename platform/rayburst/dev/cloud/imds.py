@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,7 +41,7 @@ class ImdsServer:
         self.user_data: str | None = None
         self.tokens: set[str] = set()
         at = at or socket.create_server((address, port))
-        self._server = ThreadingHTTPServer(("", 0), _handler(self), bind_and_activate=False)
+        self._server = _Server(("", 0), _handler(self), bind_and_activate=False)
         self._server.socket.close()
         self._server.socket = at
         self._server.server_address = at.getsockname()[:2]
@@ -69,6 +70,13 @@ class ImdsServer:
     def recommend_rebalance(self, *, at: float) -> None:
         """Tell the instance that it may be taken soon."""
         self.documents[_REBALANCE] = json.dumps({"noticeTime": _iso(at)})
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hung up is no error of ours; all else is told as ever."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _iso(at: float) -> str:
