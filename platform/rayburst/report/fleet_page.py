@@ -28,7 +28,7 @@ from rayburst.report.style import page
 if TYPE_CHECKING:
     import pandas
 
-_NO_RUN = Run(window=None, tenures=(), steps=(), changeovers=())
+_NO_RUN = Run(windows=(), tenures=(), steps=(), changeovers=())
 _MOST_LIVES = 80  # more rows than a page reads; the newest are drawn
 
 

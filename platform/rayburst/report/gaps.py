@@ -30,14 +30,16 @@ class Gap:
 def gap_after(run_log: Sequence[Mapping[str, Any]], *, node: str, t: float) -> Gap | None:
     """The gap of the restart or change that left `node` behind after time `t` (unix seconds).
 
-    None while training has not come back, and when the node held no worker of the run.
+    None while training has not come back, when it had come to its end, and when the node held no
+    worker of the run.
     """
     starts = [r for r in run_log if r["kind"] in BEGINS]
-    if not any(r["host"] == node and r["t"] <= t for r in starts):
-        return None
-    back = _first_start_without(starts, node, t)
+    held = [r["t"] for r in starts if r["host"] == node and r["t"] <= t]
+    back = _first_start_without(starts, node, t) if held else None
     if back is None:
         return None
+    if any(r["kind"] == "end" and max(held) <= r["t"] <= back["t"] for r in run_log):
+        return None  # what came back was another submission
     steps = [r for r in run_log if r["kind"] == "step"]
     before = [r for r in steps if r["t"] < back["t"]]
     after = [r for r in steps if r["t"] >= back["t"]]

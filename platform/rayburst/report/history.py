@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 BEGINS = ("start", "change")
@@ -74,12 +75,26 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """A training run as intervals. `window` spans the first start to the last record."""
+    """A training run as intervals.
 
-    window: Interval | None
+    `windows`: from the first start to the end, again for each submission after one that ended; the
+    last one, and one that nobody ended, runs to the last record.
+    """
+
+    windows: Sequence[Interval]
     tenures: Sequence[Tenure]
     steps: Sequence[Step]
     changeovers: Sequence[Interval]
+
+    @property
+    def window(self) -> Interval | None:
+        """From the first start to the end of all; None for a run that never started."""
+        return (self.windows[0][0], self.windows[-1][1]) if self.windows else None
+
+    @property
+    def between(self) -> list[Interval]:
+        """Where one submission had ended and the next one had not begun."""
+        return [(one[1], other[0]) for one, other in pairwise(self.windows)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,21 +172,37 @@ def read_run(log: Sequence[Event]) -> Run:
     records = sorted(log, key=lambda r: r["t"])
     starts = [r for r in records if r["kind"] in BEGINS]
     if not starts:
-        return Run(window=None, tenures=(), steps=(), changeovers=())
-    ended = [r["t"] for r in records if r["kind"] == "end"]
-    window = (ms(starts[0]["t"]), ms(max(ended) if ended else records[-1]["t"]))
-    tenures = _tenures(records, window[1])
-    steps = _steps(records, starts, window)
+        return Run(windows=(), tenures=(), steps=(), changeovers=())
+    windows = _windows(records)
+    steps = _steps(records, starts)
     return Run(
-        window=window,
-        tenures=tenures,
+        windows=windows,
+        tenures=_tenures(records, windows),
         steps=steps,
-        changeovers=_changeovers(steps, starts, window),
+        changeovers=_changeovers(steps, starts, windows),
     )
 
 
-def _tenures(records: Sequence[Event], end_ms: int) -> list[Tenure]:
+def _windows(records: Sequence[Event]) -> list[Interval]:
+    """From a start to the last end before the next start; each rank tells of its end."""
+    windows: list[Interval] = []
+    begun: int | None = None
+    ended: int | None = None
+    for record in records:
+        if record["kind"] == "end":
+            ended = ms(record["t"])
+        elif record["kind"] == "start" and begun is not None and ended is not None:
+            windows.append((begun, ended))
+            begun, ended = ms(record["t"]), None
+        elif record["kind"] in BEGINS and begun is None:
+            begun = ms(record["t"])
+    last = ms(records[-1]["t"]) if ended is None else ended
+    return windows if begun is None else [*windows, (begun, last)]
+
+
+def _tenures(records: Sequence[Event], windows: Sequence[Interval]) -> list[Tenure]:
     """A worker sits on its host until its rank is given anew, leaves, or is no more."""
+    ended = {other[0]: one[1] for one, other in pairwise(windows)}  # by when the next one begins
     done: list[Tenure] = []
     open_: dict[int, Tenure] = {}
 
@@ -183,6 +214,10 @@ def _tenures(records: Sequence[Event], end_ms: int) -> list[Tenure]:
     for record in records:
         at = ms(record["t"])
         if record["kind"] in BEGINS:
+            if at in ended:
+                over = ended.pop(at)
+                for rank in list(open_):
+                    close(rank, over)
             for rank in [r for r in open_ if r == record["rank"] or r >= record["world"]]:
                 close(rank, at)
             open_[record["rank"]] = Tenure(
@@ -197,7 +232,7 @@ def _tenures(records: Sequence[Event], end_ms: int) -> list[Tenure]:
         elif record["kind"] == "leave" or _departs(record, open_):
             close(record["rank"], at)
     for rank in list(open_):
-        close(rank, end_ms)
+        close(rank, windows[-1][1])
     return sorted(done, key=lambda t: (t.start_ms, t.rank))
 
 
@@ -212,7 +247,7 @@ def _departs(record: Event, open_: Mapping[int, Tenure]) -> bool:
     return bool(tenure.world == record["world"] and record.get("host", tenure.host) == tenure.host)
 
 
-def _steps(records: Sequence[Event], starts: Sequence[Event], window: Interval) -> list[Step]:
+def _steps(records: Sequence[Event], starts: Sequence[Event]) -> list[Step]:
     last_seen = {r["step"]: r["t"] for r in records if r["kind"] == "step"}
     worker: dict[int, Event] = {}
     steps: list[Step] = []
@@ -243,14 +278,16 @@ def _steps(records: Sequence[Event], starts: Sequence[Event], window: Interval) 
 
 
 def _changeovers(
-    steps: Sequence[Step], starts: Sequence[Event], window: Interval
+    steps: Sequence[Step], starts: Sequence[Event], windows: Sequence[Interval]
 ) -> list[Interval]:
     """The stretches without any step in which a worker started: (from, to) each.
 
-    A worker that joins while the others go on stepping costs nothing and gives none.
+    A worker that joins while the others go on stepping costs nothing and gives none. Between two
+    submissions nothing stands still.
     """
-    busy = merged((s.start_ms, s.end_ms) for s in steps)
-    edges = [window[0], *(edge for interval in busy for edge in interval), window[1]]
+    between = [(one[1], other[0]) for one, other in pairwise(windows)]
+    busy = merged([*((s.start_ms, s.end_ms) for s in steps), *between])
+    edges = [windows[0][0], *(edge for interval in busy for edge in interval), windows[-1][1]]
     gaps = zip(edges[::2], edges[1::2], strict=True)
     started = [ms(s["t"]) for s in starts]
     return [gap for gap in gaps if gap[1] > gap[0] and any(gap[0] <= s <= gap[1] for s in started)]

@@ -21,10 +21,10 @@ def draw(
     """Shapes, and the labels to write over them; nothing for a run that never started."""
     if run.window is None:
         return [], []
-    first, base = run.window[0], top + _LANE
+    begun, base = {start for start, _ in run.windows}, top + _LANE
     stages = eras(run)
     tall = (_LANE - 10) / max((era.world for era in stages), default=1)
-    shapes = [_stop(c, c[0] == first, x, top) for c in run.changeovers]
+    shapes = [_stop(c, c[0] in begun, x, top) for c in run.changeovers]
     labels = [svg.text(0, base - 18, "training", "strong")]
     for era in stages:
         drawn, label = _stage(era, run, x, (base, tall * era.world))
@@ -33,7 +33,7 @@ def draw(
     marks = base + 13
     labels.append(svg.text(0, marks + 4, "checkpoints", "quiet small"))
     labels += [diamond(x(at), marks, "checkpoint saved") for at in checkpoints]
-    restarts = [end for start, end in run.changeovers if start > first]
+    restarts = [end for start, end in run.changeovers if start not in begun]
     labels += [triangle_right(x(end), marks, "training goes on") for end in restarts]
     return shapes, labels
 

@@ -109,7 +109,7 @@ def tell_run(
     hosts = {tenure.host for tenure in run.tenures}
     lives = [life for life in node_lives([asdict(e) for e in events]) if life.node in hosts]
     span = _span(lives, run, ms(now))
-    mine = _of_run(entries, name, hosts)
+    mine = of_run(entries, name, run)
     by_purpose: dict[str, float] = {}
     for entry in mine:
         usd = (entry.nano_usd or 0) / NANO
@@ -139,19 +139,30 @@ def _span(lives: Sequence[NodeLife], run: Run, now_ms: int) -> Interval:
     return (min(first, run.window[0]), last)
 
 
-def _of_run(entries: Sequence[Entry], name: str, hosts: set[str]) -> list[Entry]:
+def of_run(entries: Sequence[Entry], name: str, run: Run) -> list[Entry]:
     """The ledger's lines of whoever trained this run: by its model, and who held most of its nodes.
+
+    Each of its submissions is looked for in its own time.
 
     What a run keeps on the store is in its own name, what its nodes cost in that of its submission.
     """
     named = {e.line.owner.job for e in entries if name in (e.line.owner.model, e.line.owner.job)}
     if not any(e.line.node for e in entries if e.line.owner.job in named):
-        held: dict[str, int] = {}
-        for e in entries:
-            if e.line.node in hosts and e.line.owner.job:
-                held[e.line.owner.job] = held.get(e.line.owner.job, 0) + e.quantity
-        named |= {max(held, key=lambda job: held[job])} if held else set()
+        for window in run.windows:
+            held = _held(entries, run, window)
+            named |= {max(held, key=lambda job: held[job])} if held else set()
     return [e for e in entries if e.line.owner.job in named]
+
+
+def _held(entries: Sequence[Entry], run: Run, window: Interval) -> dict[str, int]:
+    """Node time by job on the nodes that the run was on in this window, in the periods about it."""
+    hosts = {t.host for t in run.tenures if t.start_ms <= window[1] and window[0] <= t.end_ms}
+    held: dict[str, int] = {}
+    for e in entries:
+        at_once = e.line.start_ms <= window[1] and window[0] <= e.line.end_ms
+        if at_once and e.line.node in hosts and e.line.owner.job:
+            held[e.line.owner.job] = held.get(e.line.owner.job, 0) + e.quantity
+    return held
 
 
 def _alternatives(spec: FleetSpec, hours: float | None) -> dict[str, float | None]:

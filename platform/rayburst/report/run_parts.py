@@ -26,7 +26,9 @@ def header(story: RunStory) -> str:
     began = datetime.fromtimestamp(story.span[0] / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
     spent = story.summary.goodput
     nodes = numbers.count(len({life.node for life in story.lives}), "node")
-    words = f"{numbers.count(spent.steps, 'step')} in {length} since {began}, on {nodes}."
+    apart_s = sum(end - start for start, end in story.run.between) / 1000
+    apart = f", {numbers.seconds(apart_s)} of them between submissions" if apart_s else ""
+    words = f"{numbers.count(spent.steps, 'step')} in {length} since {began}{apart}, on {nodes}."
     return parts.header("rayburst training run", escape(story.name), words)
 
 

@@ -27,7 +27,8 @@ def nodes_legend(run: Run, lives: Sequence[NodeLife], told: Sequence[Interruptio
             (swatch(cls="stall"), "training stands still"),
             (sample(marks.diamond(10, 7)), "checkpoint"),
         ]
-    if len(run.changeovers) > 1:
+    begun = {start for start, _ in run.windows}
+    if any(start not in begun for start, _ in run.changeovers):
         items.append((sample(marks.triangle_right(6, 7)), "training goes on"))
     if any(step.redone for step in run.steps):
         items.append((swatch(fill="url(#hatch-lost)"), "steps lost, computed again"))

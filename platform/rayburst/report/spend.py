@@ -92,7 +92,7 @@ def layers(
         "restarting": [piece for c in run.changeovers for piece in _stalled(c, sat)],
         "waiting": sat,
         "draining": [] if life.draining_ms is None else [(life.draining_ms, span[1])],
-        "outside": [span] if run.window is None else _around(run.window, span),
+        "outside": [span] if run.window is None else _around(run, run.window, span),
         "idle": [span],
     }
     return layers
@@ -105,8 +105,8 @@ def _stalled(changeover: Interval, sat: Sequence[Interval]) -> list[Interval]:
     return [(max(changeover[0], start), min(changeover[1], end)) for start, end in sat]
 
 
-def _around(window: Interval, span: Interval) -> list[Interval]:
-    return [(span[0], window[0]), (window[1], span[1])]
+def _around(run: Run, window: Interval, span: Interval) -> list[Interval]:
+    return [(span[0], window[0]), *run.between, (window[1], span[1])]
 
 
 def blocked_on_checkpoints(run_log: Sequence[Event]) -> dict[int, list[Interval]]:

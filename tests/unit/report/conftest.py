@@ -108,6 +108,18 @@ def story() -> Story:
     return made
 
 
+@pytest.fixture
+def submitted_again(story: Story) -> Story:
+    """The same run, submitted once more five minutes after its end, on two other nodes so far."""
+    rng = random.Random(8)
+    for node in ("spot-c-10aa", "spot-c-20bb"):
+        _node(story, node, "spot", requested=600, up=610)
+    last = max(record["step"] for record in story.log)
+    _train(story, ["spot-c-10aa", "spot-c-20bb"], 620, 700, last, rng)
+    story.log.sort(key=lambda r: r["t"])
+    return story
+
+
 def _report(steps: int) -> dict[str, Any]:
     phases = [
         ("A fleet on this machine", 0, 20),

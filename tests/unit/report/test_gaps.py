@@ -61,3 +61,10 @@ def test_a_change_in_place_counts_as_a_restart_does_and_undoes_no_step():
     ]
     gap = gap_after(changed, node="b", t=18.5)
     assert gap == Gap(gap_s=2.0, steps_lost=0, world_before=3, world_after=2)
+
+
+def test_a_node_that_goes_after_the_end_cost_a_later_submission_nothing():
+    again = [*LOG, {"t": 76, "kind": "end", "rank": 0, "world": 2, "step": 40}]
+    again += [*start(900, 1, 40, ["d"]), *steps(903, 1, 41, 50)]
+    assert gap_after(again, node="b", t=18.5) == gap_after(LOG, node="b", t=18.5)
+    assert gap_after(again, node="c", t=80) is None

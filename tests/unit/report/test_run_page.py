@@ -15,7 +15,8 @@ from rayburst.cost.facts import Facts, Hold
 from rayburst.fleet.events import NodeEvent
 from rayburst.fleet.spec import FleetSpec
 from rayburst.report.history import read_run
-from rayburst.report.run_page import RunStory, tell_run
+from rayburst.report.run_page import RunStory, of_run, tell_run
+from rayburst.train.goodput import goodput
 
 SPEC = FleetSpec.parse("""
 name: lab
@@ -135,6 +136,66 @@ def test_node_time_of_submissions_that_trained_one_run_has_it_as_model(story):
     assert owners(Facts(events=events, holds=holds, runs=runs)) == {*named, server}
     two = Facts(events=events, holds=holds, runs={**runs, "another": story.log})
     assert owners(two) == {first, again, server}, "a search is no model"
+
+
+def test_all_submissions_of_a_run_are_drawn_and_the_time_between_them_is_no_standstill(
+    submitted_again,
+):
+    told = run_told(submitted_again)
+    first, second = told.run.windows
+    assert told.span[1] == second[1] == round(max(r["t"] for r in submitted_again.log) * 1000)
+    assert 370_000 < second[0] - first[1] < 380_000
+    hosts = {tenure.host for tenure in told.run.tenures if tenure.start_ms >= second[0]}
+    assert hosts == {"spot-c-10aa", "spot-c-20bb"} < {life.node for life in told.lives}
+    assert all(t.end_ms <= first[1] for t in told.run.tenures if t.host not in hosts)
+    ends = [tenure.end_ms for tenure in told.run.tenures if tenure.host in hosts]
+    assert ends == [second[1]] * 2
+    assert not any(start < second[0] and first[1] < end for start, end in told.run.changeovers)
+    assert {one.node for one in told.interruptions} == {"spot-a-3f2c", "spot-b-91d0"}
+    words = re.sub(r"<[^>]+>", " ", told.html())
+    assert "6 min 14 s of them between submissions, on 8 nodes" in words
+    assert words.count("workers start: ") == 2
+    spent = told.summary.goodput
+    before = goodput([r for r in submitted_again.log if r["t"] * 1000 <= first[1]])
+    took_s = 2 * (second[1] - second[0]) / 1000
+    assert spent.total_s == pytest.approx(before.total_s + took_s, abs=0.5)
+
+
+def test_dollars_of_submissions_that_nobody_named_are_those_of_each_in_its_own_time(story):
+    read = read_run(story.log)
+    first = read.windows[0]
+    later = replace(
+        read,
+        windows=[first, (first[1] + 9_000_000, first[1] + 9_100_000)],
+        tenures=[
+            *read.tenures,
+            *(
+                replace(t, start_ms=t.start_ms + 9_000_000, end_ms=t.end_ms + 9_000_000)
+                for t in read.tenures
+            ),
+        ],
+    )
+
+    def entry(job: str, window: tuple[int, int], quantity: int) -> Entry:
+        line = Line(
+            start_ms=window[0],
+            end_ms=window[1],
+            node="onprem-1",
+            pool="onprem",
+            market="on-prem",
+            owner=Owner(job=job),
+            purpose="training",
+        )
+        return Entry(line=line, quantity=quantity, nano_usd=NANO)
+
+    one, two = later.windows
+    entries = [
+        entry("a", one, 900),
+        entry("server", one, 10),
+        entry("b", two, 300),
+        entry("server", two, 20),
+    ]
+    assert {e.line.owner.job for e in of_run(entries, "mine", later)} == {"a", "b"}
 
 
 def test_interruptions_say_what_they_cost(told):
