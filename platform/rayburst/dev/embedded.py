@@ -43,7 +43,6 @@ Say = Callable[[str], None]
 BUCKET = "fleet"
 FAR_KINDS = ("ssh", "ec2")
 _HEAD = "head"
-_HEAD_TRIES = 2
 _SUPERVISOR = "rayburst.dev.supervisor"
 _LEAST_DISK_BYTES = 1024**3
 _STORE_PORT_NAMES = ("store", "store_master", "store_volume", "store_filer")
@@ -82,16 +81,21 @@ def up(
     _refuse_if_up(fleet)
     _need_disk(fleet.path)
     state = _prepare(fleet, spec, spec_file, ports or {}, clock())
+    store = store_server(fleet, state) if state.store_is_embedded else None
     try:
-        start_supervisor(fleet, _SUPERVISOR)
-        if state.store_is_embedded:
-            say(f"object store: {state.store_uri} at {state.store_endpoint}")
-            store_server(fleet, state).wait_until_ready(
-                lambda: tail(fleet.logs / "object-store.log"), timeout_s=90
-            )
-            store_server(fleet, state).create_bucket(BUCKET)
-        say(f"Ray head: {state.gcs_address}, dashboard {state.dashboard_url}")
-        _start_head(fleet, state)
+        # store and head come up at once, and Ray takes ports that the kernel picks
+        with processes.held(store.endpoints() if store else ()):
+            start_supervisor(fleet, _SUPERVISOR)
+            if store:
+                say(f"object store: {state.store_uri} at {state.store_endpoint}")
+            say(f"Ray head: {state.gcs_address}, dashboard {state.dashboard_url}")
+            head = _spawn_head(fleet, state)
+            if store:
+                log = fleet.logs / "object-store.log"
+                store.wait_until_ready(lambda: tail(log), timeout_s=90)
+        if store:
+            store.create_bucket(BUCKET)
+        _wait_for_head(fleet, state, head)
         fleet.head_started_file.touch()
         say("agent: planner and autoscaler v2")
         wait_for_agent(fleet, timeout_s=90)
@@ -211,7 +215,8 @@ def _claim(role: str, port: int, address: str) -> int:
     return port
 
 
-def _start_head(fleet: FleetDir, state: FleetState) -> None:
+def _spawn_head(fleet: FleetDir, state: FleetState) -> subprocess.Popen[bytes]:
+    """`ray start`, which ends once the head runs."""
     env = {
         **os.environ,
         **ray_environment(fleet, state),
@@ -243,9 +248,11 @@ def _start_head(fleet: FleetDir, state: FleetState) -> None:
         "--labels=rayburst.io/pool=head",
         "--disable-usage-stats",
     ]
-    log = fleet.logs / "head.log"
-    for _ in range(_HEAD_TRIES):
-        process = processes.spawn(command, env=env, log=log)
+    return processes.spawn(command, env=env, log=fleet.logs / "head.log")
+
+
+def _wait_for_head(fleet: FleetDir, state: FleetState, process: subprocess.Popen[bytes]) -> None:
+    for is_last in (False, True):
         try:
             code = process.wait(timeout=120)
         except subprocess.TimeoutExpired:
@@ -254,4 +261,6 @@ def _start_head(fleet: FleetDir, state: FleetState) -> None:
             return
         # Ray gives its own processes 30 s, fixed; a busy machine may need a second try
         processes.cut(fleet.path, _HEAD)
-    raise StartError(f"Ray's head did not start in {_HEAD_TRIES} tries; {tail(log)}")
+        if not is_last:
+            process = _spawn_head(fleet, state)
+    raise StartError(f"Ray's head did not start in 2 tries; {tail(fleet.logs / 'head.log')}")

@@ -14,10 +14,12 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
+
+from rayburst.errors import StartError
 
 OWNER_VARIABLE = "RAYBURST_OWNER"
 HOST_VARIABLE = "RAYBURST_HOST"
@@ -123,6 +125,27 @@ def free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
             if not 10002 <= port <= 19999 and port < 55000:
                 ports.append(port)
         return ports
+
+
+@contextlib.contextmanager
+def held(endpoints: Iterable[tuple[str, int]]) -> Iterator[None]:
+    """Keep ports for servers that are about to listen on them: the kernel gives them to nobody.
+
+    A server can bind them meanwhile if it sets SO_REUSEADDR, as most do. Raises StartError for one
+    that is taken.
+    """
+    with contextlib.ExitStack() as stack:
+        for address, port in endpoints:
+            holder = stack.enter_context(socket.socket())
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                holder.bind((address, port))
+            except OSError as error:
+                raise StartError(
+                    f"port {port} of {address} is taken; see who has it with "
+                    f"`ss -ltnp 'sport = :{port}'`, or try again for others that are free"
+                ) from error
+        yield
 
 
 def listening(address: str, port: int) -> bool:

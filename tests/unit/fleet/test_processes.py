@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rayburst.errors import StartError
 from rayburst.fleet import processes
 
 SLEEP = [sys.executable, "-c", "import sys, time; print('up', flush=True); time.sleep(600)"]
@@ -86,6 +87,19 @@ def test_free_ports_are_different_and_leave_room_for_their_twins():
     ports = processes.free_ports(20, "127.0.0.1")
     assert len(set(ports)) == 20
     assert all(port + 10_000 < 65_536 and not 10_002 <= port <= 19_999 for port in ports)
+
+
+def test_a_held_port_is_the_servers_that_comes_for_it_and_nobody_elses():
+    (port,) = processes.free_ports(1)
+    endpoint = ("127.0.0.1", port)
+    with processes.held([endpoint]):
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(endpoint)
+        server = socket.create_server(endpoint)  # sets SO_REUSEADDR
+    with server:
+        assert processes.listening(*endpoint), "and it goes on when nobody holds the port any more"
+        with pytest.raises(StartError, match=f"port {port} "), processes.held([endpoint]):
+            pass
 
 
 def test_wait_until_closed_names_what_is_still_open():
