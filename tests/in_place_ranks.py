@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -25,6 +24,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 from dead_link import fall_silent
+from support import preloaded
 from training_ranks import Case, learn
 
 from rayburst.checkpoint.store import ObjectStore
@@ -204,10 +204,7 @@ class Table(Words):
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
         self.rendezvous = Rendezvous(wait_s=0.2)
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(
-            ["rayburst.train.run", "torch._dynamo", "numpy.random", "in_place_ranks"]
-        )
+        self.context = preloaded()
         self.steering = Steering(
             tell=lambda method, what: self.do(getattr(self.rendezvous, method)(what)),
             unreachable=lambda addresses: unreachable(addresses, 1.0),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
 import socket
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,22 +63,43 @@ def end_ranks(
 ) -> list[tuple[int, str]]:
     """Run `script` as torchrun does until all processes have ended: exit codes and outputs."""
     env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    env |= {"WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), *args],
-            env={**env, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    try:
-        outputs = [p.communicate(timeout=timeout_s)[0] for p in processes]
-    finally:
+    env |= {"WORLD_SIZE": str(world)}
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder) / str(rank) for rank in range(world)]
+        processes = [
+            preloaded().Process(
+                target=_run_script, args=(script, args, {**env, "RANK": str(rank)}, output)
+            )
+            for rank, output in enumerate(outputs)
+        ]
+        deadline = time.monotonic() + timeout_s
         for process in processes:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-    return [(p.returncode, output) for p, output in zip(processes, outputs, strict=True)]
+            process.start()
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        late = [rank for rank, process in enumerate(processes) if process.exitcode is None]
+        for process in processes:
+            process.kill()
+            process.join()
+        told = [output.read_text() if output.exists() else "" for output in outputs]
+        assert not late, f"ranks {late} have not ended in {timeout_s:.0f} s: {told}"
+        return [(p.exitcode or 0, output) for p, output in zip(processes, told, strict=True)]
+
+
+def preloaded() -> ForkServerContext:
+    """Starts processes that have imported torch and what training needs of rayburst."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["rayburst.train.run", "torch._dynamo", "numpy.random"])
+    return context
+
+
+def _run_script(script: Path, args: tuple[str, ...], env: dict[str, str], output: Path) -> None:
+    """Main of a process whose other file descriptors are those of the server that forked it."""
+    with output.open("wb") as file:
+        for descriptor in (sys.stdout.fileno(), sys.stderr.fileno()):
+            os.dup2(file.fileno(), descriptor)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = [str(script), *args]
+    sys.path.insert(0, str(script.parent))
+    runpy.run_path(str(script), run_name="__main__")

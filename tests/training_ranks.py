@@ -7,7 +7,6 @@ of interruptions take seconds. `play` runs one; each process trains the small mo
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from support import wait_for
+from support import preloaded, wait_for
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
@@ -29,11 +28,6 @@ from rayburst.train.run import Run, RunOptions, start_run
 from rayburst.train.runlog import read_folder
 
 LEFT, CUT = 3, 9  # exit codes of a process that left, and of one that lost its power
-_PRELOADED = [
-    "rayburst.train.run",
-    "torch._dynamo",
-    "numpy.random",
-]  # what each process would import
 SAMPLES, EPOCHS, GLOBAL_BATCH = 50, 4, 12
 AUTO_BYTES = 400_000  # whole copies fit four of them and not three
 LAID_OUT_STEPS = 8
@@ -204,10 +198,8 @@ def _member(case: Case, phase: Phase, rank: int, folder: Path, number: int) -> N
 
 def run_phase(case: Case, phase: Phase, folder: Path, number: int) -> list[int | None]:
     """Exit codes of the group's processes. When one is cut off, the others are ended too."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
     group = [
-        context.Process(target=_member, args=(case, phase, rank, folder, number))
+        preloaded().Process(target=_member, args=(case, phase, rank, folder, number))
         for rank in range(phase.world)
     ]
     for process in group:

@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
+from support import end_ranks
 
 RANKS = Path(__file__).with_name("ranks.py")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def run_ranks(world: int, *args: str, timeout_s: float = 110, killed: int | None = None) -> None:
     """Run the case on `world` processes; all must succeed but one that kills itself."""
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    env |= {"WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(RANKS), *args],
-            env={**env, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    try:
-        outputs = [p.communicate(timeout=timeout_s)[0] for p in processes]
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-    for rank, (process, output) in enumerate(zip(processes, outputs, strict=True)):
-        assert process.returncode == (-9 if rank == killed else 0), output
+    for rank, (code, output) in enumerate(end_ranks(RANKS, world, *args, timeout_s=timeout_s)):
+        assert code == (-signal.SIGKILL if rank == killed else 0), output
 
 
 @pytest.mark.timeout(300)
