@@ -17,10 +17,14 @@ from typing import Any
 from support import wait_for
 
 from rayburst.checkpoint.store import ObjectStore
+from rayburst.fleet.supervisor import AUTOSCALER_ENVIRONMENT
 from rayburst.train import runlog
 from rayburst.train.grants import NAMESPACE
 
 OPEN = {"RAY_AUTH_MODE": "disabled"}
+_HEALTH = "RAY_health_check_period_ms"
+QUICK = {_HEALTH: AUTOSCALER_ENVIRONMENT[_HEALTH]}
+"""A dead node is seen as soon as on a fleet's head."""
 
 
 class _Cluster:
@@ -127,7 +131,9 @@ class Nodes:
     def __init__(self, env: dict[str, str], *, dashboard: bool = False) -> None:
         context = multiprocessing.get_context("spawn")
         self._calls, theirs = context.Pipe()
-        self._process = context.Process(target=_answer, args=(theirs, {**env, **OPEN}, dashboard))
+        self._process = context.Process(
+            target=_answer, args=(theirs, {**env, **OPEN, **QUICK}, dashboard)
+        )
         self._process.start()
         theirs.close()
         self.address: str = self._call("address")

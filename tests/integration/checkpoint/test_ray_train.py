@@ -33,9 +33,10 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
 def cluster() -> Iterator[Any]:
     """Two nodes in two zones; the training fits on the first."""
     from ray.cluster_utils import Cluster
+    from training_cluster import OPEN, QUICK  # not above: Ray's workers import this file
 
     # explicit, or Ray turns tokens on for this process and keeps one in the user's home
-    with mock.patch.dict(os.environ, {"RAY_AUTH_MODE": "disabled"}):
+    with mock.patch.dict(os.environ, {**OPEN, **QUICK}):
         near = {"rayburst.io/zone": "near"}
         head = {"num_cpus": 2, "include_dashboard": False, "labels": near}
         made = Cluster(initialize_head=True, head_node_args=head)
@@ -122,7 +123,7 @@ def test_a_peer_in_another_zone_holds_the_newest_snapshot(cluster: Any, tmp_path
 
 
 def test_a_peer_that_nobody_uses_any_more_ends(cluster: Any, tmp_path: Path) -> None:
-    from support import wait_for  # not above: Ray's workers import this file without the tests'
+    from support import wait_for
 
     run = tmp_path.name
     peer = place_peer(run, str(tmp_path), idle_s=1.0)
