@@ -79,14 +79,18 @@ def choose(variants: Sequence[Variant], wanted: Wanted) -> Choice:
 def ladder(variants: Sequence[Variant], wanted: Wanted) -> tuple[Choice, ...]:
     """The most faithful variant that keeps the promise, then those to fall back on under overload.
 
-    Each answers at least `WORTH` times as much as the last, and none agrees less than is wanted, so
-    falling back never breaks that floor. VariantError as `choose`.
+    Each answers at least `WORTH` times as much as the last and agrees less often; one that another
+    beats in both is left out. None agrees less than is wanted, so falling back never breaks that
+    floor. VariantError as `choose`.
     """
     if all(v.measured is None for v in variants):
         return (choose(variants, wanted),)
-    first, *others = _fit(variants, wanted)
+    agrees = {v.name: v.measured.agreement for v in variants if v.measured is not None}
+    first, *others = sorted(
+        _fit(variants, wanted), key=lambda c: (-agrees[c.variant], -(c.per_s or 0))
+    )
     rungs = [first]
-    for other in sorted(others, key=lambda c: c.per_s or 0):
+    for other in others:
         if (other.per_s or 0) >= WORTH * (rungs[-1].per_s or 0):
             rungs.append(other)
     return tuple(rungs)

@@ -29,16 +29,21 @@ from .test_serve_variants import figures
 
 pytestmark = pytest.mark.timeout(240)
 SHAPE = GPTConfig(block_size=256, n_layer=16, n_head=4, n_embd=192)
+NEAR, FAR = 6, 1  # layers of the students
 FLOOR = 0.5
 TEXT = "".join(f"def f{n}(x):\n    return x * {n} + f{n // 2}(x)\n" for n in range(60)).encode()
 ASKED = TEXT[: SHAPE.block_size + 1]
 
 
 def calm(model: GPT) -> None:
-    """Layers above the first add less, so that students of fewer layers agree with it often."""
-    for block in model.blocks[1:]:
-        block.attention.proj.weight.mul_(0.85)
-        block.mlp[2].weight.mul_(0.85)
+    """Layers add the less the higher they stand: students of fewer agree often, of six more often.
+
+    92% and 86% of the likeliest bytes of TEXT, whatever computes them.
+    """
+    for n, block in enumerate(model.blocks[1:], start=1):
+        adds = 1.75 if n < NEAR else 0.3
+        block.attention.proj.weight.mul_(adds)
+        block.mlp[2].weight.mul_(adds)
 
 
 def first_layers(model: GPT, count: int) -> GPT:
@@ -60,7 +65,7 @@ class Published:
 
 @pytest.fixture(scope="module")
 def published(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Published:
-    """`near` and `far` are faster and agree; `wrong` is as fast as the fastest and does not.
+    """`near` and `far` are faster, each agrees less; `wrong` is as fast as the fastest, and is.
 
     Students, since each is faster than the one before on every host, as bf16 and int8 are not.
     """
@@ -69,9 +74,10 @@ def published(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Pub
     address, teacher = save_model(f"file://{folder}/runs/deep", step=7, shape=SHAPE, change=calm)
     models = ModelRegistry.open(trained.store_uri)
     plain = models.publish(address, name="ladder")
-    wrong = first_layers(teacher, 1)
+    wrong = first_layers(teacher, FAR)
     wrong.norm.weight.neg_()
-    forms = {"fp32": teacher, "near": first_layers(teacher, 6), "far": first_layers(teacher, 1)}
+    forms = {"fp32": teacher, "near": first_layers(teacher, NEAR)}
+    forms["far"] = first_layers(teacher, FAR)
     forms["wrong"] = wrong
     texts = spread(np.frombuffer(TEXT, np.uint8), block=SHAPE.block_size)
     table = measure(forms, texts, batches=(1, 4), rounds=3, threads=1)
@@ -85,7 +91,8 @@ def published(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Pub
         for name, model in forms.items()
     ]
     version = models.commit(plain.model_copy(update={"variants": tuple(variants)}))
-    assert table["wrong"].agreement < FLOOR <= min(table["near"].agreement, table["far"].agreement)
+    agrees = [table[name].agreement for name in ("wrong", "far", "near")]
+    assert agrees[0] < FLOOR <= agrees[1] < agrees[2] - 0.02, agrees
     bits = {n: score(m, [ASKED], rows_at_once=1)[0].bits_per_byte for n, m in forms.items()}
     alone, full = table["fp32"].latency
     slo_ms = max(2.5 * alone.p95_ms, 6 * full.median_ms / full.batch)

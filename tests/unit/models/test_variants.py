@@ -88,6 +88,17 @@ def test_overload_goes_down_to_faster_ones_above_the_floor() -> None:
     assert told == ["fp32"]  # neither is faster by enough
 
 
+def test_what_another_beats_in_speed_and_agreement_is_no_rung() -> None:
+    beaten = variant("beaten", 0.99, {1: 2.9, 8: 11, 32: 35}, mb=1.5)  # faster than fp32 and bf16
+    best = variant("best", 0.995, {1: 2, 8: 7, 32: 24}, mb=1.5)
+    as_faithful = variant("as faithful", 0.995, {1: 2.8, 8: 10, 32: 34}, mb=0.1)
+    table = (as_faithful, ROUGH, beaten, FP32, best)
+    told = [r.variant for r in ladder(table, Wanted(slo_ms=200, agreement=0.5))]
+    assert told == ["fp32", "best", "rough"]
+    told = [r.variant for r in ladder((FP32, BF16, beaten), Wanted(slo_ms=200))]
+    assert told == ["fp32", "bf16", "beaten"], "nobody is better than it in both"
+
+
 @st.composite
 def tables(draw: st.DrawFn) -> list[Variant]:
     found = []
@@ -125,4 +136,7 @@ def test_a_choice_keeps_everything_that_is_wanted(table, slo_ms, floor) -> None:
         assert 2 * row.p95_ms <= slo_ms
     speeds = [rung.per_s for rung in rungs]
     assert all(b >= WORTH * a for a, b in pairwise(speeds))
+    agrees = [by[rung.variant].measured.agreement for rung in rungs]
+    assert agrees[0] == max(v.measured.agreement for v in able)
+    assert all(b < a for a, b in pairwise(agrees))
     assert choose(table, wanted) == choose(list(reversed(table)), wanted)
