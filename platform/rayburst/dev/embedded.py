@@ -30,6 +30,7 @@ from rayburst.errors import (
     StartError,
 )
 from rayburst.fleet import processes
+from rayburst.fleet.connections import system_config
 from rayburst.fleet.files import tail, write_atomically
 from rayburst.fleet.layout import FleetDir, FleetState, ray_environment
 from rayburst.fleet.render import ray_config, to_yaml
@@ -241,6 +242,7 @@ def _spawn_head(fleet: FleetDir, state: FleetState) -> subprocess.Popen[bytes]:
         f"--autoscaling-config={fleet.autoscaling_file}",
         f"--num-cpus={spec.head.cpus}",
         "--num-gpus=0",
+        f"--system-config={system_config()}",
         f"--temp-dir={state.ray_tmp}",
         "--min-worker-port=0",
         "--max-worker-port=0",

@@ -10,12 +10,14 @@ Deliberately does not know: what runs.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
 
 from rayburst.errors import SpecError
+from rayburst.fleet.connections import system_config
 from rayburst.fleet.kindspec import HeadSshSpec
 from rayburst.fleet.render import HEAD_TYPE, ray_config
 from rayburst.fleet.ship import home_of
@@ -133,6 +135,7 @@ def _start(spec: FleetSpec, head: HeadSshSpec) -> str:
         f"--autoscaling-config={home_of(spec.name)}/autoscaling.yaml",
         f"--num-cpus={spec.head.cpus}",
         "--num-gpus=0",
+        f"--system-config={shlex.quote(system_config())}",
         "--disable-usage-stats",
     ]
     return " ".join(words)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rayburst.errors import SpecError
+from rayburst.fleet.connections import system_environment
 from rayburst.fleet.render import node_labels
 from rayburst.fleet.serving import serve_environment
 from rayburst.fleet.spec import FleetSpec, Market, PoolSpec
@@ -100,7 +101,8 @@ def _group(pool: PoolSpec, image: str, spec: FleetSpec) -> dict[str, Any]:
 def _container(name: str, image: str, shape: Mapping[str, str], spec: FleetSpec) -> dict[str, Any]:
     store = spec.object_store
     env = [{"name": "RAYBURST_STORE", "value": store.uri}]
-    for key, value in serve_environment(spec, {}, given={}).items():
+    shared = {**serve_environment(spec, {}, given={}), **system_environment()}
+    for key, value in shared.items():
         env.append({"name": key, "value": value})
     if store.endpoint:
         env.append({"name": "AWS_ENDPOINT_URL", "value": store.endpoint})

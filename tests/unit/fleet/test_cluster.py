@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
 import subprocess
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from rayburst.cli import app
 from rayburst.errors import FleetExistsError, SpecError
 from rayburst.fleet.cluster import cluster_config, cluster_yaml
+from rayburst.fleet.connections import SYSTEM_CONFIG
 from rayburst.fleet.launcher import ClusterLauncher
 from rayburst.fleet.spec import FleetSpec, default_path
 from rayburst.sdk import connect
@@ -50,6 +52,8 @@ def test_ray_starts_with_the_token_and_the_agent_after_it() -> None:
     assert prepare.endswith("rayburst.fleet.head prepare ~/.rayburst/lab")
     assert start.startswith(". ~/.rayburst/lab/env && ray start --head --node-ip-address=10.0.0.6")
     assert "--dashboard-host=127.0.0.1" in start
+    (told,) = [w for w in shlex.split(start) if w.startswith("--system-config=")]
+    assert json.loads(told.partition("=")[2]) == SYSTEM_CONFIG
     assert agent.endswith("rayburst.fleet.head start ~/.rayburst/lab")
     assert config["auth"] == {"ssh_user": "ray", "ssh_private_key": "KEY"}
     assert list(config["file_mounts"]) == ["~/.rayburst/lab/ship", "KEY"]

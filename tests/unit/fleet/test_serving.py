@@ -8,6 +8,7 @@ import pytest
 from ray._common.utils import import_attr
 from ray.serve._private import constants
 
+from rayburst.fleet.connections import system_environment
 from rayburst.fleet.kuberay import ray_cluster
 from rayburst.fleet.layout import FleetDir, FleetState, ray_environment
 from rayburst.fleet.serving import HAPROXY_PORTS, listens_on, serve_environment
@@ -70,4 +71,5 @@ def test_each_head_and_each_pod_is_told_the_same(tmp_path: Path, address: str, t
         )
     )
     for env in (head, worker):
+        assert system_environment().items() <= {one["name"]: one["value"] for one in env}.items()
         assert told.items() <= {one["name"]: one["value"] for one in env}.items()
