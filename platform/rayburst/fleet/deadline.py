@@ -117,6 +117,8 @@ class DeadlinePolicy:
             costs[Runs.SPOT] = table.cost(
                 After.SPOT_START, up=True, steps_left=left, slack=spare, bin_=bin_
             )
+            if left - spare < 1.0:
+                del costs[Runs.IDLE]  # so little work is not told apart from waiting for a step
         action = min(costs, key=lambda a: (costs[a], a is not state.runs, a))
         usd = {a: c * step_s / 3600.0 * best.usd_per_hour for a, c in costs.items()}
         return Decision(

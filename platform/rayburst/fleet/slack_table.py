@@ -28,6 +28,8 @@ from rayburst.fleet.hazards import AGE_EDGES_S, BINS, Hazards
 STEPS = 480
 """Steps that a table looks back from the deadline."""
 
+_ROWS = STEPS + 2  # what lies between two points at the far end has neighbours beyond it
+
 SLACK_STEPS = 192
 """Largest slack in a table, in steps. More is treated as an earlier deadline of the same work."""
 
@@ -74,7 +76,7 @@ class SlackTable:
     """Expected cost to come after a step, for each mode that the step leaves behind.
 
     Attributes:
-        up: spot is up now; shape [3 modes, STEPS + 1, BINS, SLACK_STEPS + 1]; modes idle, spot,
+        up: spot is up now; shape [3 modes, STEPS + 3, BINS, SLACK_STEPS + 1]; modes idle, spot,
             on-demand. Index [mode, n] is the cost after this step when n steps are left before it.
         down: the same with spot down; shape [2 modes, ...]; modes idle, on-demand.
     """
@@ -91,39 +93,38 @@ class SlackTable:
             slack: time left minus work left minus the changeover that a running instance still
                 owes, in steps.
         """
-        excess = max(slack - SLACK_STEPS, 0.0)
-        steps_left, slack = steps_left - excess, slack - excess
+        work = max(steps_left - slack, 0.0)
+        slack = min(slack, SLACK_STEPS)
         d = self.key.changeover_s / self.key.step_s
         starts = after in (After.SPOT_START, After.ON_DEMAND_START)
-        runs = after is not After.IDLE
-        paid = min(max(steps_left - slack + (d if starts else 0.0), 0.0), 1.0) if runs else 0.0
-        spent = d if starts else (0.0 if runs else 1.0)
+        spent = d if starts else float(after is After.IDLE)
+        runs_for = 0.0 if after is After.IDLE else min(work + (d if starts else 0.0), 1.0)
         price = self.key.price_ratio if after >= After.ON_DEMAND_START else 1.0
-        row = (self.up if up else self.down)[_mode(after, up), _step(steps_left), bin_]
-        return paid * price + _at(row, slack - spent)
+        mode = 0 if after is After.IDLE else 1 if after <= After.SPOT_STAY or not up else 2
+        rows = self.up if up else self.down
+        rest = work + (d if starts else 0.0) - runs_for
+        return runs_for * price + _rest(rows, mode, bin_, rest, slack - spent)
 
 
-def _mode(after: After, up: bool) -> int:
-    if after is After.IDLE:
-        return 0
-    if after in (After.SPOT_START, After.SPOT_STAY):
-        return 1
-    return 2 if up else 1
+def _rest(rows: Floats, mode: int, bin_: int, work: float, slack: float) -> float:
+    """What is to come after a step, linear between lattice points of work and of slack.
 
-
-def _step(steps_left: float) -> int:
-    return min(max(int(np.ceil(steps_left - 1e-9)), 1), STEPS)
-
-
-def _at(row: Floats, slack: float) -> float:
-    """Linear between lattice points; the ends hold outside."""
-    if slack <= 0.0:
-        return float(row[0])
-    low = int(slack)
-    if low >= SLACK_STEPS:
-        return float(row[SLACK_STEPS])
-    part = slack - low
-    return float(row[low]) * (1.0 - part) + float(row[low + 1]) * part
+    A row holds all pairs of work and slack of one time left, so neighbours in work lie in two rows.
+    Less than a step of work costs an idle job a whole start, and none costs nothing: the line
+    through one step and two is carried on down to there.
+    """
+    slack = max(slack, 0.0)
+    low, whole = min(int(slack), SLACK_STEPS - 1), int(work)
+    part, over = slack - low, work - whole
+    if whole == 0 and mode == 0:
+        whole, over = 1, over - 1.0
+    cost = [0.0, 0.0]
+    for more in (0, 1):
+        left = 1 + whole + more + low
+        here = rows.item(mode, min(left, _ROWS), bin_, low)
+        next_ = rows.item(mode, min(left + 1, _ROWS), bin_, low + 1)
+        cost[more] = here + (next_ - here) * part
+    return max(cost[0] + (cost[1] - cost[0]) * over, 0.0)
 
 
 def solve(key: TableKey) -> SlackTable:
@@ -135,11 +136,11 @@ def solve(key: TableKey) -> SlackTable:
     can_spot = np.where(slack >= 2 * d + 1, 0, np.float32(1e6)).astype(np.float32)
     can_idle = np.where(slack >= d + 1, 0, np.float32(1e6)).astype(np.float32)
     chain = _Chain.of(key)
-    up = np.zeros((3, STEPS + 1, BINS, SLACK_STEPS + 1), np.float32)
-    down = np.zeros((2, STEPS + 1, BINS, SLACK_STEPS + 1), np.float32)
+    up = np.zeros((3, _ROWS + 1, BINS, SLACK_STEPS + 1), np.float32)
+    down = np.zeros((2, _ROWS + 1, BINS, SLACK_STEPS + 1), np.float32)
     value_up, value_down = up[:, 0].copy(), down[:, 0].copy()
     ratio = np.float32(key.price_ratio)
-    for left in range(1, STEPS + 1):
+    for left in range(1, _ROWS + 1):
         work = left - slack
         go_on, start = np.clip(work, 0, 1), np.clip(work + d, 0, 1)
         after_up, after_down = chain.expect(value_up, value_down)

@@ -183,6 +183,55 @@ def test_more_time_than_a_table_holds_costs_no_more_and_keeps_nobody_waiting() -
     assert all(more <= less * 1.01 for less, more in itertools.pairwise(expected)), expected
 
 
+def short_job(
+    work_s: float, time_left_s: float, horizon_h: float, **zone: object
+) -> JobMarketState:
+    """Seconds of work at the end of a long horizon, for which a step of the table is minutes."""
+    return job(
+        work_left_s=work_s,
+        time_left_s=time_left_s,
+        horizon_s=horizon_h * HOUR,
+        changeover_s=30.0,
+        tick_s=15.0,
+        zones=(replace(ZONE, **zone),),
+    )
+
+
+@pytest.mark.parametrize("horizon_h", [2, 24, 72])
+@pytest.mark.parametrize("work_s", [5.0, 30.0, 120.0])
+def test_short_work_with_an_hour_to_spare_waits_for_spot(work_s: float, horizon_h: int) -> None:
+    for age_s in (0.0, 600.0, 7200.0):
+        down = short_job(work_s, HOUR, horizon_h, up=False, age_s=age_s)
+        assert POLICY.decide(down).action is Runs.IDLE, POLICY.decide(down).why
+        up = POLICY.decide(replace(down, zones=(replace(ZONE, age_s=age_s),)))
+        assert up.action is Runs.SPOT, up.why
+
+
+@pytest.mark.parametrize("horizon_h", [2, 24])
+@pytest.mark.parametrize("work_s", [5.0, 30.0, 120.0])
+def test_short_work_without_spot_goes_on_demand_in_time(work_s: float, horizon_h: int) -> None:
+    """Spot stays down: the wait ends with more than one changeover left and fewer than forty."""
+    time_left_s = HOUR
+    while True:
+        state = short_job(work_s, time_left_s, horizon_h, up=False, age_s=HOUR - time_left_s)
+        decision = POLICY.decide(state)
+        if decision.action is not Runs.IDLE:
+            break
+        time_left_s -= state.tick_s
+    assert decision.action is Runs.ON_DEMAND and decision.late_s == 0.0
+    assert state.changeover_s < time_left_s - work_s < 40 * state.changeover_s
+
+
+@pytest.mark.parametrize("up", [True, False])
+@pytest.mark.parametrize("work_s", [30.0, 100.0, 400.0, 1500.0])
+def test_what_is_expected_hangs_little_on_the_step_of_the_table(work_s: float, up: bool) -> None:
+    fine, coarse = (
+        POLICY.decide(short_job(work_s, work_s + 3000.0, h, up=up, age_s=700.0)).expected_usd
+        for h in (2, 24)
+    )
+    assert fine is not None and coarse == pytest.approx(fine, rel=0.05)
+
+
 def test_tables_are_shared_and_bounded() -> None:
     policy = DeadlinePolicy(tables=1)
     keys = [
