@@ -23,7 +23,6 @@ from rayburst.checkpoint.store import ObjectStore
 from rayburst.train.corpus import keep_text
 from rayburst.train.driver import last_checkpoint, tell_report, tell_where
 from rayburst.train.lm_config import LMConfig
-from rayburst.train.lm_worker import train
 from rayburst.train.sources import find_sources
 from rayburst.train.telling import Telling, connect_to_ray
 from rayburst.train.trained import address
@@ -49,6 +48,13 @@ def default_storage(environ: Mapping[str, str], say: Callable[[str], None]) -> s
     return place
 
 
+def _train(config: dict[str, Any]) -> None:
+    """The workers' part; what it needs is loaded there and not in the driver."""
+    from rayburst.train.lm_worker import train
+
+    train(config)
+
+
 def run(
     config: LMConfig, say: Callable[[str], None], options: ElasticOptions | None = None
 ) -> dict[str, Any]:
@@ -64,7 +70,7 @@ def run(
     keep_text(folder, sources)
     connect_to_ray(os.environ)
     trainer = ElasticTrainer(
-        train,
+        _train,
         config=asdict(config),
         run=config.run,
         storage=config.storage,
