@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,10 +70,11 @@ class Nodes:
         return address
 
     def notify(self, address: str) -> None:
-        """A notice, as an interrupted node gets it."""
+        """A notice, as an interrupted node gets it; a replica runs there."""
+        (node_id,) = {r["node_id"] for r in self.replicas() if r.get("node_ip") == address}
         run_cli(
             self.head, "ray", "drain-node", "--address", self.head.env["RAY_ADDRESS"],
-            "--node-id", self.node_id(address), "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+            "--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
             "--reason-message", "spot notice", "--deadline-remaining-seconds", "90",
         )  # fmt: skip
 
@@ -81,14 +83,6 @@ class Nodes:
         found = processes.owned(self.folders.pop(address))
         assert found, "the node had no process"
         assert not processes.end(found, grace_s=0)
-
-    def node_id(self, address: str) -> str:
-        listed = run_cli(
-            self.head, "ray", "list", "nodes", "--format", "json", "--filter", f"node_ip={address}",
-            "--filter", "state=ALIVE",
-        )  # fmt: skip
-        (node,) = json.loads(listed[listed.index("[") : listed.rindex("]") + 1])
-        return str(node["node_id"])
 
     def close(self) -> None:
         for folder in self.folders.values():
@@ -144,8 +138,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, trained: Trained) -> Iterato
         head = stack.enter_context(started_head(folder, trained.store_uri, env))
         made = Nodes(head, folder)
         stack.callback(made.close)
-        for _ in range(REPLICAS + 1):
-            made.add()
+        with ThreadPoolExecutor(REPLICAS + 1) as pool:
+            list(pool.map(lambda _: made.add(), range(REPLICAS + 1)))
         yield made
 
 
