@@ -161,7 +161,7 @@ def main() -> None:
     config = json.loads(sys.argv[1])
     if "env" in config:  # else that of the nodes
         ray.init(runtime_env={"env_vars": {name: os.environ[name] for name in config["env"]}})
-    ElasticTrainer(
+    trainer = ElasticTrainer(
         train,
         config=config,
         run="r",
@@ -174,7 +174,12 @@ def main() -> None:
             collective_timeout_s=config.get("collective_timeout_s", 300.0),
             in_place=InPlaceOptions(**config.get("in_place", {})),
         ),
-    ).fit()
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        print(f"FAILED {error} END", flush=True)  # noqa: T201
+        raise
 
 
 if __name__ == "__main__":

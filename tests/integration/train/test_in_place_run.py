@@ -100,6 +100,7 @@ def test_a_mistake_on_one_rank_ends_the_job_at_once_with_its_traceback(
     assert job.wait() == 1
     assert (tmp_path / "fault-raise").exists()
     assert 'raise KeyError("the user\'s own mistake")' in job.output
+    assert "the user's own mistake" in job.output.split("FAILED ")[1].split(" END")[0]
     run = Run(f"{tmp_path}/r", job)
     assert len(run.records("start")) == 2, "two workers, one attempt"
 

@@ -128,7 +128,8 @@ def test_a_run_grows_and_outlives_a_notice_and_a_power_cut(
     assert model.parameter_count > 100_000
 
 
-def test_a_mistake_of_the_user_ends_the_job_at_once(
+@pytest.mark.soak  # CI has one rank's mistake: `test_in_place_run`
+def test_a_mistake_of_all_workers_ends_the_job_at_once(
     nodes: Nodes, start: Callable[..., Job], tmp_path: Path
 ) -> None:
     nodes.ensure(2)
@@ -156,11 +157,10 @@ def test_s3_data_and_storage_and_the_same_run_again(
     env = {**s3_server.env, "RAYBURST_STORE": s3_server.uri}
     arguments = (JOB, "--data", f"{s3_server.uri}/corpus", "--run", "bears", "--global-batch", "4")
 
-    wrong = start(*arguments, **env)
+    wrong = start(*arguments, "--run", "wrong", **env)
+    first = start(*arguments, "--column", "story", "--steps", "4", **env)
     assert wrong.wait() == 2
     assert "no column 'text'. Its columns: story" in wrong.output
-
-    first = start(*arguments, "--column", "story", "--steps", "4", **env)
     assert first.wait() == 0, first.output
     again = start(*arguments, "--column", "story", "--steps", "7", **env)
     assert again.wait() == 0, again.output
