@@ -23,9 +23,11 @@ from rayburst.train.weights import read_tensors, write_weights
 pytestmark = pytest.mark.timeout(400)
 JOB = str(Path(__file__).resolve().parents[3] / "jobs" / "finetune.py")
 
-# What a user has in the folder that is submitted. The data is slow, so that there is time to cut.
+# What a user has in the folder that is submitted. The data is slow until there is a file `hurry`,
+# so that there is time to cut.
 MINE = """
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -41,15 +43,16 @@ class Net(nn.Module):
 
 
 class Pairs(torch.utils.data.Dataset):
-    def __init__(self, pause_s):
-        self.pause_s = pause_s
+    def __init__(self, hurry):
+        self.hurry = Path(hurry)
         self.x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
 
     def __len__(self):
         return 64
 
     def __getitem__(self, i):
-        time.sleep(self.pause_s)
+        if not self.hurry.exists():
+            time.sleep(0.01)
         return self.x[i], self.x[i].sum(0, keepdim=True)
 """
 STEPS = 200
@@ -70,8 +73,9 @@ def test_a_tuning_outlives_a_power_cut_and_exports_the_weights_of_an_undisturbed
     weights = write_weights(f"{s3.uri}/base", base, {})
     nodes.ensure(2)
 
+    hurry = tmp_path / "hurry"
     arguments = ["--model", "mine_to_tune:Net", "--model-args", json.dumps({"width": 16})]
-    arguments += ["--data", "mine_to_tune:Pairs", "--data-args", json.dumps({"pause_s": 0.005})]
+    arguments += ["--data", "mine_to_tune:Pairs", "--data-args", json.dumps({"hurry": str(hurry)})]
     arguments += ["--loss", "torch.nn.functional:mse_loss", "--weights", weights]
     arguments += ["--lora-rank", "2", "--lora-targets", "up", "--mode", "exact", "--lr", "0.01"]
     arguments += ["--steps", str(STEPS), "--checkpoint-every", "1", "--workers", "1:2"]
@@ -82,6 +86,7 @@ def test_a_tuning_outlives_a_power_cut_and_exports_the_weights_of_an_undisturbed
     nodes.kill(run.wait("start", rank=1, world=2)[0]["node"])
     after = run.wait("change", rank=0, world=1)[0]
     assert 0 < after["step"] < STEPS, "cut off in the middle, it goes on"
+    hurry.touch()
     assert job.wait() == 0, job.output
     result = job.result()
     assert (result["steps"], result["world_sizes"]) == (STEPS, [2, 1])
@@ -90,7 +95,7 @@ def test_a_tuning_outlives_a_power_cut_and_exports_the_weights_of_an_undisturbed
         model="mine_to_tune:Net",
         model_args={"width": 16},
         data="mine_to_tune:Pairs",
-        data_args={"pause_s": 0.0},
+        data_args={"hurry": str(hurry)},
         loss="torch.nn.functional:mse_loss",
         weights=weights,
         lora_rank=2,
