@@ -54,7 +54,7 @@ def translate(name: str, error: Exception) -> StoreError:
             f"the instance role, and neither has any. {text}"
         )
     refused = isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError)
-    if refused or _REFUSED & set(codes):
+    if refused or is_refusal(str(error)):
         # an answer to HEAD has no code, and a clock that is off is refused in the same way
         clock = "" if codes else " A clock that is off is refused like this too."
         return StoreError(
@@ -63,6 +63,11 @@ def translate(name: str, error: Exception) -> StoreError:
             f"here.{clock} {text}"
         )
     return StoreError(f"{name}: {text}")
+
+
+def is_refusal(text: str) -> bool:
+    """Whether an answer says that the credentials are not taken, or not for this."""
+    return bool(_REFUSED & set(_CODE.findall(text)))
 
 
 def summary(error: Exception) -> str:

@@ -36,6 +36,7 @@ from obstore.exceptions import (
     UnknownConfigurationKeyError,
 )
 
+from rayburst.checkpoint._store_errors import is_refusal
 from rayburst.errors import StoreError
 
 __all__ = ["Limits", "Patience", "asked_wait_s", "trouble"]
@@ -63,8 +64,8 @@ def trouble(error: BaseException) -> Literal["final", "passing", "throttled"]:
         return "final"
     text = str(error)
     found = _STATUS.search(text)
-    if found is None:
-        return "passing"  # no answer: the connection broke, or time ran out
+    if found is None:  # no status: objects of one request that are refused, or no answer at all
+        return "final" if is_refusal(text) else "passing"
     status = int(found[1])
     if status in (429, 503):
         return "throttled"

@@ -80,6 +80,11 @@ def patience(clock: Clock, url: str, limits: Limits = LIMITS) -> Patience:
         (GenericError("HTTP error: error sending request"), "passing"),
         (NotFoundError("no"), "final"),
         (OSError("disk"), "final"),
+        (
+            GenericError("DeleteObjects failed for key a: Access Denied. (code: AccessDenied)"),
+            "final",
+        ),
+        (GenericError("DeleteObjects failed for key a: busy (code: InternalError)"), "passing"),
     ],
 )
 def test_kinds_of_trouble(error: Exception, kind: str) -> None:
