@@ -157,10 +157,11 @@ def _grow(stakes: Iterable[Stake], supply: Supply, shares: Shares, purse: Purse)
             continue
         name, needs = stock.view.name, stake.site.ask.resources
         has = stake.pools.get(name, 0)
-        if len(stake.site.holds.get(name, ())) <= has and not supply.add(stock, 1, job.id):
-            continue
+        if len(stake.site.holds.get(name, ())) <= has:
+            if not supply.add(stock, 1, job.id):
+                continue
+            purse.spend(job, {name: 1})
         stake.pools[name] = has + 1
-        purse.spend(job, {name: 1})
         shares.add(job.terms.tenant, needs, stake.site.fits[name])
         if stake.workers < stake.wish.size:
             turns.again(job)
@@ -176,7 +177,9 @@ def _next_pool(stake: Stake, purse: Purse) -> PoolStock | None:
     for stock, _ in site.domains[stake.wish.domain]:
         name = stock.view.name
         given = stake.pools.get(name, 0)
-        if stock.view.market not in markets or not purse.affords(stake.job, {name: 1}):
+        if stock.view.market not in markets:
+            continue
+        if len(site.holds.get(name, ())) <= given and not purse.affords(stake.job, {name: 1}):
             continue
         if site.supply.has(job, name) > given:
             return stock  # what it has, and what is on its way to it, before anything new

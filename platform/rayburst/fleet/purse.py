@@ -5,7 +5,9 @@
     purse.affords(job, {"spot-a": 2})       # whether two more hosts can be paid and drained again
 
 A host commits its job to what it costs until a decision reaches it and it has drained, and to the
-shortest time that it is paid for. The fleet's own budget is kept by `supply.py`.
+shortest time that it is paid for; one that drains, to the rest of that. A new one has to be paid
+while it starts, too: else the last of a budget buys hosts that leave before they have done a step.
+The fleet's own budget is kept by `supply.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Iterable, Mapping
 
 from rayburst.fleet.jobs import JobView, Tenant
 from rayburst.fleet.supply import BUDGET_LAG_S, Supply
+from rayburst.fleet.view import NodeState
 
 
 class Purse:
@@ -35,6 +38,7 @@ class Purse:
             if job.id in self._jobs or job.terms.tenant in self._tenants:
                 for pool, hosts in supply.holds(job.id).items():
                     self._keep_back(job, self._kept_usd(pool, hosts))
+                self._keep_back(job, self._draining_usd(job))
 
     def left(self, job: JobView) -> float | None:
         """What a job may still spend; None is no limit."""
@@ -46,7 +50,7 @@ class Purse:
         return min(known, default=None)
 
     def affords(self, job: JobView, more: Mapping[str, int]) -> bool:
-        """Whether a job can pay so many more hosts of each pool, and drain them again.
+        """Whether a job can pay so many more hosts of each pool until they work, and their drain.
 
         A host whose price is unknown can be paid by nobody who has a limit.
         """
@@ -65,11 +69,11 @@ class Purse:
             self._keep_back(job, self._usd(more))
 
     def _usd(self, more: Mapping[str, int]) -> float:
-        view = self._supply.view
+        drain_s, pools = self._supply.view.drain_s + BUDGET_LAG_S, self._supply.pools
         return sum(
             count
-            * self._supply.pools[pool].price
-            * max(view.drain_s + BUDGET_LAG_S, self._supply.pools[pool].view.shortest_paid_s)
+            * pools[pool].price
+            * max(pools[pool].view.start_s + drain_s, pools[pool].view.shortest_paid_s)
             / 3600
             for pool, count in more.items()
             if count > 0
@@ -86,6 +90,19 @@ class Purse:
             / 3600
             for host in hosts
         )
+
+    def _draining_usd(self, job: JobView) -> float:
+        """What a job will have paid for the hosts that it is about to leave."""
+        view, usd = self._supply.view, 0.0
+        for host in job.ask.hosts if job.ask else ():
+            node = self._supply.node.get(host)
+            if node is None or node.state is not NodeState.DRAINING:
+                continue
+            since = node.draining_since
+            gone_s = view.now - since if since is not None else 0.0
+            left_s = max(view.drain_s + BUDGET_LAG_S - gone_s, 0.0)
+            usd += self._supply.pools[node.pool].price * left_s / 3600
+        return usd
 
     def _keep_back(self, job: JobView, usd: float) -> None:
         if job.id in self._jobs:

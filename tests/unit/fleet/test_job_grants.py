@@ -141,6 +141,20 @@ def test_a_budget_is_hard_for_a_job_and_for_a_tenant():
         assert w.hosts == {}
 
 
+def test_the_last_of_a_budget_buys_no_host_that_leaves_before_it_has_worked():
+    """What is kept back for drains is free again once hosts have left sooner, and too little."""
+    tenant = Tenant(budget_usd=0.06)
+    jobs = [WorldJob(name, steps=1e6, terms=Terms(tenant="t")) for name in "ab"]
+    w = world(*jobs, pools=POOLS[1:])
+    for _ in range(400):
+        w.tenants = {"t": replace(tenant, spent_usd=sum(job.spent_usd for job in jobs))}
+        w.step()
+    happened = [what for _, what, _ in w.log]
+    assert happened.count("launched") == 2, w.log
+    assert 0.03 < sum(job.spent_usd for job in jobs) <= 0.06
+    assert w.hosts == {}
+
+
 def test_no_host_is_taken_whose_shortest_paid_time_the_budget_does_not_reach():
     """An hour is paid in any case: 0.92 USD."""
     for budget, launched in ((0.91, set()), (0.93, {"spot-a"})):
