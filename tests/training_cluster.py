@@ -39,6 +39,7 @@ class _Cluster:
         self._nodes: dict[str, Any] = {}
         self._hosts: dict[str, str] = {}
         self._draining: set[str] = set()
+        self._odd: set[str] = set()
         self._made = 0
 
     def address(self) -> str:
@@ -54,6 +55,8 @@ class _Cluster:
         limit = {} if memory_share is None else {"RAY_memory_usage_threshold": str(memory_share)}
         node = self._cluster.add_node(num_cpus=cpus, labels=labels, env_vars=limit)
         self._nodes[node.node_id] = node
+        if cpus != 1 or limit:
+            self._odd.add(node.node_id)
         self._hosts[node.node_id] = labels["rayburst.io/host"]
         return str(node.node_id)
 
@@ -61,7 +64,7 @@ class _Cluster:
         return [self._hosts[node] for node in self._nodes]
 
     def ensure(self, count: int) -> None:
-        for node_id in self._draining & self._nodes.keys():
+        for node_id in (self._draining | self._odd) & self._nodes.keys():
             self.kill(node_id)
         while len(self._nodes) < count:
             self.add()
@@ -154,7 +157,7 @@ class Nodes:
         return list(self._call("hosts"))
 
     def ensure(self, count: int) -> None:
-        """Exactly `count` worker nodes that may be used: one that got notice takes no more work."""
+        """Exactly `count` worker nodes of one CPU that may be used: none that got notice."""
         self._call("ensure", count)
 
     def drain(self, node_id: str, notice_s: float) -> float:

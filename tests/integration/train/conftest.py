@@ -8,15 +8,26 @@ from typing import Any
 
 import pytest
 from training_cluster import Job, Nodes
+from training_ranks import Case, Phase, play, weights_of
+
+EPOCHS = 60
+"""Of a run that is interrupted: more than it does before the last interruption."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def nodes(s3_server: Any) -> Iterator[Nodes]:
+    """A test takes what `ensure` gives it, whatever the one before has left."""
     made = Nodes(s3_server.env)
     try:
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture(scope="session")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The weights of one process without interruption, over `EPOCHS`."""
+    return weights_of(play(Case(epochs=EPOCHS), [Phase(1)], tmp_path_factory.mktemp("alone")))
 
 
 @pytest.fixture

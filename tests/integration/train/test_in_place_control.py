@@ -17,9 +17,10 @@ from training_ranks import Case, Phase, play, weights_of
 
 from rayburst.train.grants import PLANNER_KEY, Ask, Grant, ask_key, grant_key
 
+from .conftest import EPOCHS
+
 pytestmark = pytest.mark.timeout(600)
 JOB = str(Path(__file__).resolve().parents[2] / "in_place_job.py")
-EPOCHS = 60
 
 # Takes a whole node: it ends once nobody holds anything of it.
 TAKES = """
@@ -32,12 +33,6 @@ def here():
 
 assert ray.get(here.remote(), timeout=60)
 """
-
-
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """The weights of one process without interruption."""
-    return weights_of(play(Case(epochs=EPOCHS), [Phase(1)], tmp_path_factory.mktemp("alone")))
 
 
 def job_config(folder: Path, **more: Any) -> str:

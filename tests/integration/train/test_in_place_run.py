@@ -13,17 +13,12 @@ from typing import Any
 
 import pytest
 from training_cluster import Job, Nodes, Run
-from training_ranks import Case, Phase, play, weights_of
+from training_ranks import weights_of
+
+from .conftest import EPOCHS
 
 pytestmark = pytest.mark.timeout(600)
 JOB = str(Path(__file__).resolve().parents[2] / "in_place_job.py")
-EPOCHS = 60
-
-
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """The weights of one process without interruption."""
-    return weights_of(play(Case(epochs=EPOCHS), [Phase(1)], tmp_path_factory.mktemp("alone")))
 
 
 def job_config(folder: Path, **more: Any) -> str:

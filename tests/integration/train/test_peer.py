@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,13 @@ run(
     options=ElasticOptions(recovery="restart"),  # in place, who is left has the state
 )
 """
+
+
+@pytest.fixture(scope="module")
+def nodes(s3_server: Any) -> Iterator[Nodes]:
+    """A cluster of its own: Ray holds for minutes what the killed driver of a run had asked for."""
+    with closing(Nodes(s3_server.env)) as made:
+        yield made
 
 
 @pytest.fixture

@@ -13,19 +13,14 @@ from typing import Any
 import pytest
 from support import wait_for
 from training_cluster import Job, Nodes, Run
-from training_ranks import Case, Phase, play, weights_of
+from training_ranks import weights_of
+
+from .conftest import EPOCHS
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.soak]
 JOB = str(Path(__file__).resolve().parents[2] / "in_place_job.py")
-EPOCHS = 60
 AGAIN = {"in-place": ("rendezvous", 4), "restart": ("kill", 10), "public": ("kill", 10)}
 """What makes a group of this tier start again on the nodes that it has, and at which step."""
-
-
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """The weights of one process without interruption."""
-    return weights_of(play(Case(epochs=EPOCHS), [Phase(1)], tmp_path_factory.mktemp("alone")))
 
 
 class Restarting:
