@@ -6,9 +6,11 @@ minute and a half, and seven minutes by Ray's own.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from support import wait_for
 
@@ -48,6 +50,16 @@ def hosts_with_a_task(folder: Path) -> set[str]:
     return {file.name.removeprefix("running-") for file in folder.glob("running-*")}
 
 
+def hang(fleet: FleetDir, host: str) -> bool:
+    """Stop all processes of a host; whether all are, those too that it was just starting."""
+    is_stopped = True
+    for process in processes.owned(fleet.path, host=host):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            is_stopped &= process.status() == psutil.STATUS_STOPPED
+            process.suspend()
+    return is_stopped
+
+
 def test_a_task_on_a_hung_machine_runs_again_on_another(fleet: FleetDir, tmp_path: Path) -> None:
     platform: Platform = connect(fleet.name, root=tmp_path)
     wait_for(
@@ -57,11 +69,9 @@ def test_a_task_on_a_hung_machine_runs_again_on_another(fleet: FleetDir, tmp_pat
     release = tmp_path / "release"
     job = platform.submit(f"python {WORK} {release} 1", working_dir=None)
     first = wait_for(lambda: hosts_with_a_task(tmp_path) or None, what="the task to run")
-    hung = processes.owned(fleet.path, host=min(first))
-    assert any("raylet" in process.name() for process in hung)
-    for process in hung:
-        process.suspend()
-    assert all(process.status() == "stopped" for process in hung)
+    host = min(first)
+    assert any("raylet" in process.name() for process in processes.owned(fleet.path, host=host))
+    wait_for(lambda: hang(fleet, host) or None, what=f"all of {host} to be stopped", timeout_s=20)
     try:
         both = wait_for(
             lambda: found if len(found := hosts_with_a_task(tmp_path)) == 2 else None,
@@ -72,5 +82,4 @@ def test_a_task_on_a_hung_machine_runs_again_on_another(fleet: FleetDir, tmp_pat
         wait_for(lambda: job.status == "SUCCEEDED" or None, what="the job to end")
         assert f"ran on {sorted(both - first)}" in job.logs()
     finally:
-        for process in hung:
-            process.kill()
+        processes.cut(fleet.path, host)
