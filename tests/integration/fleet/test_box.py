@@ -15,6 +15,7 @@ import pytest
 from support import wait_for
 
 from rayburst.dev.cloud.box import Box, why_not
+from rayburst.dev.cloud.box_store import start_store
 from rayburst.errors import StartError
 from rayburst.fleet import processes
 
@@ -144,3 +145,16 @@ def test_nothing_is_left_when_the_starter_is_killed(tmp_path: Path) -> None:
     assert not running("sleep", "4712")
     assert str(folder) not in Path("/proc/self/mounts").read_text()
     assert links() == before
+
+
+def test_a_store_that_cannot_start_says_why_and_leaves_no_socket(tmp_path: Path) -> None:
+    with Box(tmp_path / "box") as box:
+        data = box.folder / "store" / "data"
+        data.mkdir(parents=True)
+        (data / "filerldb2").write_text("not its database")
+        with pytest.raises(StartError, match=r"did not start; the end of .*store\.log"):
+            start_store(box)
+    with Box(tmp_path / "other") as box:
+        port = start_store(box).server.s3_port
+        assert list(Path("/tmp").glob(f"seaweedfs-*-{port}.sock")), "a store keeps sockets there"
+    assert not list(Path("/tmp").glob(f"seaweedfs-*-{port}.sock"))

@@ -19,6 +19,7 @@ Needs Linux, root, and the commands `unshare`, `nsenter`, `ip`, `sshd` and `ssh`
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import itertools
 import json
@@ -89,7 +90,11 @@ class BoxHost:
 
 
 class Box:
-    """One box; `folder` holds its keys and logs. Use it as a context."""
+    """One box; `folder` holds its keys and logs. Use it as a context.
+
+    Attributes:
+        at_end: what is called once all processes of the box have ended.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
@@ -98,6 +103,7 @@ class Box:
         # addresses of hosts that name none: from the tenth of a network's last subnet on
         self._free = {name: _last_subnet(network_of(name)) for name in NETWORKS}
         self._asking = threading.Lock()
+        self.at_end = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         if (reason := why_not()) is not None:
@@ -135,6 +141,7 @@ class Box:
             if pipe is not None:
                 pipe.close()  # its first process ends, and with it all others
         process.wait(timeout=_START_S)
+        self.at_end.close()
         if left := processes.owned(self.folder):
             raise FleetBrokenError(f"left behind by the box in {self.folder}: {left}")
 

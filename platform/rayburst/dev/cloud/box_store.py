@@ -10,16 +10,24 @@ box, until the server answers, and makes the bucket.
 from __future__ import annotations
 
 import os
+import random
+import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from rayburst.dev.cloud.box import Box, router_address
 from rayburst.dev.objectstore import PORTS, S3Server
+from rayburst.errors import StartError
 from rayburst.fleet import processes
+from rayburst.fleet.files import tail
 
 BUCKET = "fleet"
 _READY_S = 90.0
+_PORTS = range(20_000, 22_768)
+"""They and their gRPC twins lie below those that the kernel gives to connections; in the box nobody
+else listens there, and local sockets of two boxes share this machine's /tmp."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,14 +40,22 @@ class BoxStore:
 
 def start_store(box: Box) -> BoxStore:
     """Start a store in a box that is open, with one bucket. Raises StartError or StoreError."""
-    ports = processes.free_ports(PORTS)
+    ports = random.sample(_PORTS, PORTS)
     server = S3Server(box.folder / "store", address=router_address("onprem"), ports=ports)
     server.write_config()
     env = {**os.environ, processes.OWNER_VARIABLE: str(box.folder)}
-    processes.spawn(box.inside(server.command()), env=env, log=box.folder / "store.log")
+    log = box.folder / "store.log"
+    serving = processes.spawn(box.inside(server.command()), env=env, log=log)
+    box.at_end.callback(server.remove_sockets)
     words = [str(server.folder), server.address, *map(str, ports)]
     wait = [sys.executable, "-m", "rayburst.dev.cloud.box_store", *words]
-    box.run(wait, timeout=2 * _READY_S)
+    with subprocess.Popen(box.inside(wait)) as waiting:
+        while waiting.poll() is None:
+            if serving.poll() is not None:
+                waiting.kill()
+            time.sleep(0.05)
+    if waiting.returncode:
+        raise StartError(f"the box's object store did not start; {tail(log)}")
     return BoxStore(server=server)
 
 

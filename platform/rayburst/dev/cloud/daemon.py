@@ -216,8 +216,6 @@ def main(folder: Path) -> None:
         while not ended.wait(_STATUS_S):
             told = fixed | _moving(cloud, player, time.time())
             write_atomically(folder / "status.json", json.dumps(told))
-    if store is not None:
-        store.server.remove_sockets()
 
 
 def store_environment(folder: Path) -> dict[str, str]:
