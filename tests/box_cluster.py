@@ -159,6 +159,15 @@ class BoxCluster:
         wait_for(probe, what=f"{job} to succeed", timeout_s=timeout_s)
         return self.log_of(job)
 
+    @contextmanager
+    def stopping_jobs(self) -> Iterator[None]:
+        """What is submitted inside of this is stopped at its end."""
+        earlier = len(self.jobs)
+        try:
+            yield
+        finally:
+            self.asking("".join(f"ray job stop {job} || true; " for job in self.jobs[earlier:]))
+
     def living(self) -> dict[str, str]:
         """Living hosts by their addresses, as the head knows them."""
         told = self.on_head(f"python -m rayburst.fleet.head hosts ~/.rayburst/{self.fleet}")

@@ -89,7 +89,7 @@ def test_the_rack_fills_spot_bursts_on_demand_steps_in_and_the_cloud_is_left_emp
 ) -> None:
     market, run = cluster.cloud.ec2.market, f"run-{len(cluster.at.jobs)}"
     market.capacity[ANY, A, "spot"] = 0
-    with cluster.explained():
+    with cluster.explained(), cluster.at.stopping_jobs():
         since = time.time()
         patient = cluster.at.train(run, "--workers 1:2 --steps 100000", {"span": "any"})
         trains_with(cluster, patient, 2)
@@ -120,7 +120,6 @@ def test_the_rack_fills_spot_bursts_on_demand_steps_in_and_the_cloud_is_left_emp
         assert len(later) > len(log) and "steps again" not in later, "no step was lost"
         listed = cluster.at.on_head(f"rayburst checkpoints ls $RAYBURST_STORE/runs/{run}")
         assert re.search(r": [1-9]\d* checkpoint", " ".join(listed.split())), listed
-        cluster.at.asking(f"ray job stop {urgent}; ray job stop {patient}")
 
 
 def trains_with(cluster: CloudCluster, job: str, workers: int) -> str:

@@ -144,7 +144,7 @@ def test_a_lost_head_comes_back_elsewhere_and_training_goes_on(cluster: BoxClust
         """What a job has told of checkpoints."""
         return [int(step) for step in re.findall(r"/rayburst-0*(\d+)\)", cluster.log_of(job))]
 
-    with cluster.explained():
+    with cluster.explained(), cluster.stopping_jobs():
         job = cluster.train("second", "--workers 1:2 --steps 3000 --checkpoint-every 2")
         trains_with(cluster, job, 2)
         saved = max(wait_for(lambda: steps(job) or None, what="a checkpoint"))
@@ -159,5 +159,4 @@ def test_a_lost_head_comes_back_elsewhere_and_training_goes_on(cluster: BoxClust
         assert int(resumed) >= saved
         lost_nodes = [e["node"] for e in cluster.events() if e["why"] == "lost with its head"]
         assert len(lost_nodes) == len(set(lost_nodes)) == 2, "nobody pays for what only it knew"
-        cluster.asking(f"ray job stop {job}")
-        all_given_back(cluster)
+    all_given_back(cluster)
