@@ -225,10 +225,11 @@ def test_two_notices_at_once_and_then_to_a_node_that_is_starting(cluster: CloudC
         cluster.on_next_launch(warn)
         for instance in cluster.cloud.instances():
             cluster.cloud.interrupt(instance.id, notice_s=6)
+        wait_for(lambda: early or None, what="the launch of others")
         after = cluster.joined("warned", 2, apart_from=before | early.keys())
         assert early and all(one.pid is None for one in early.values()), "it was starting"
-        for host in before:
-            assert cluster.at.event("draining", host) is not None
+        for host in (*before, *early):
+            wait_for(lambda host=host: cluster.at.event("gone", host), what=f"the end of {host}")
         cluster.release("warned")
         said = cluster.ended("warned")
         assert all(host in said for host in after)
