@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import requests
 from trained_runs import save_model
-from training_cluster import QUICK
 
 from rayburst.fleet import processes
 from rayburst.train.gpt import GPT
@@ -116,13 +115,11 @@ def started_head(folder: Path, store_uri: str, more: dict[str, str]) -> Iterator
     env = {
         **clean,
         **auth,
-        **QUICK,
         **more,
         processes.OWNER_VARIABLE: str(folder),
         "PYTHONPATH": path,
         "RAYBURST_STORE": store_uri,
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_metrics_report_interval_ms": "1000",  # in place of 10 s, for tests that read them
         "SPT_NOENV": "1",
     }
     command = [
