@@ -94,7 +94,7 @@ class Run:
     @property
     def between(self) -> list[Interval]:
         """Where one submission had ended and the next one had not begun."""
-        return [(one[1], other[0]) for one, other in pairwise(self.windows)]
+        return _between(self.windows)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,9 +200,13 @@ def _windows(records: Sequence[Event]) -> list[Interval]:
     return windows if begun is None else [*windows, (begun, last)]
 
 
+def _between(windows: Sequence[Interval]) -> list[Interval]:
+    return [(one[1], other[0]) for one, other in pairwise(windows)]
+
+
 def _tenures(records: Sequence[Event], windows: Sequence[Interval]) -> list[Tenure]:
     """A worker sits on its host until its rank is given anew, leaves, or is no more."""
-    ended = {other[0]: one[1] for one, other in pairwise(windows)}  # by when the next one begins
+    ended = {begun: ended for ended, begun in _between(windows)}
     done: list[Tenure] = []
     open_: dict[int, Tenure] = {}
 
@@ -285,8 +289,7 @@ def _changeovers(
     A worker that joins while the others go on stepping costs nothing and gives none. Between two
     submissions nothing stands still.
     """
-    between = [(one[1], other[0]) for one, other in pairwise(windows)]
-    busy = merged([*((s.start_ms, s.end_ms) for s in steps), *between])
+    busy = merged([*((s.start_ms, s.end_ms) for s in steps), *_between(windows)])
     edges = [windows[0][0], *(edge for interval in busy for edge in interval), windows[-1][1]]
     gaps = zip(edges[::2], edges[1::2], strict=True)
     started = [ms(s["t"]) for s in starts]
