@@ -6,11 +6,15 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from rayburst.fleet import processes
+
+if TYPE_CHECKING:
+    from rayburst.dev.cloud.imds import ImdsServer
 
 # how fast inputs are made says something about the machine, nothing about the code
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -57,3 +61,14 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningS3]:
     finally:
         processes.end(processes.owned(folder), grace_s=0.0)
         server.remove_sockets()
+
+
+@pytest.fixture
+def imds() -> Iterator[ImdsServer]:
+    """A metadata service as an EC2 instance has it."""
+    from rayburst.dev.cloud.imds import ImdsServer
+
+    server = ImdsServer(address="127.0.0.1")
+    server.start()
+    yield server
+    server.stop()

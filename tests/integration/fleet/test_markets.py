@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from support import wait_for
 
-from rayburst.dev.cloud.imds import ImdsServer
 from rayburst.errors import FleetExistsError, JobError, NodeNotFoundError, PoolError
 from rayburst.fleet.layout import user_environment
 from rayburst.fleet.pools import open_pools
@@ -211,14 +210,6 @@ def test_an_unmodified_ray_train_example_runs(fleet, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:]
     assert "succeeded" in done.stdout
     assert list(tmp_path.rglob("model.pt"))
-
-
-@pytest.fixture
-def imds():
-    server = ImdsServer(address="127.0.0.1")
-    server.start()
-    yield server
-    server.stop()
 
 
 def test_a_notice_of_ec2s_metadata_service_drains_a_node_of_any_ray_cluster(

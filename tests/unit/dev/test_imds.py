@@ -14,14 +14,6 @@ from support import wait_for
 from rayburst.dev.cloud.imds import ImdsServer
 
 
-@pytest.fixture
-def imds():
-    server = ImdsServer(address="127.0.0.1")
-    server.start()
-    yield server
-    server.stop()
-
-
 def token(imds: ImdsServer) -> str:
     asked = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
     request = urllib.request.Request(f"{imds.url}/latest/api/token", method="PUT", headers=asked)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, replace
-
-import pytest
 
 from rayburst.dev.cloud.imds import ImdsServer
 from rayburst.fleet.files import write_atomically
@@ -65,14 +62,6 @@ def test_an_owners_notice_counts_from_when_it_was_written(tmp_path):
     os.utime(file, (0, 1_000.25))
     expected = Notice(given_at=1_000.25, deadline=1_090.25, why="its owner wants it back")
     assert source.poll() == expected
-
-
-@pytest.fixture
-def imds() -> Iterator[ImdsServer]:
-    server = ImdsServer(address="127.0.0.1")
-    server.start()
-    yield server
-    server.stop()
 
 
 def test_a_spot_notice_has_ec2s_own_deadline(imds: ImdsServer):
